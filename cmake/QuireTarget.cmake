@@ -1,0 +1,43 @@
+# quire_target(TARGET): the settings that every target of ours shares.
+function(quire_target target)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  set_target_properties(
+    ${target}
+    PROPERTIES CXX_EXTENSIONS OFF
+               CXX_VISIBILITY_PRESET hidden
+               VISIBILITY_INLINES_HIDDEN ON
+               POSITION_INDEPENDENT_CODE ON)
+  target_compile_options(
+    ${target}
+    PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall
+            -Wextra
+            -Wpedantic
+            -Wshadow
+            -Wconversion>
+            $<$<AND:$<BOOL:${QUIRE_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
+  if(QUIRE_SANITIZE)
+    target_compile_options(
+      ${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${QUIRE_SANITIZE}
+                        -fno-sanitize-recover=all -fno-omit-frame-pointer>)
+    target_link_options(${target} PUBLIC -fsanitize=${QUIRE_SANITIZE})
+  endif()
+endfunction()
+
+# quire_test(NAME LABEL SOURCES... [LINK TARGETS...]): one doctest program,
+# one ctest entry a test case.
+function(quire_test name label)
+  cmake_parse_arguments(arg "" "" "LINK" ${ARGN})
+  add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
+  quire_target(${name})
+  target_link_libraries(${name} PRIVATE ${arg_LINK} doctest::doctest
+                                        quire_test_main)
+  doctest_discover_tests(
+    ${name}
+    TEST_PREFIX
+    "${label}/"
+    PROPERTIES
+    LABELS
+    "${label}"
+    ADD_LABELS
+    0)
+endfunction()
