@@ -11,6 +11,8 @@ function(quire_fetch_wheel out_dir package version sha256)
   set(${out_dir}
       "${root}"
       PARENT_SCOPE)
+  # Two presets may be configured at the same time.
+  file(LOCK "${deps}/.lock" GUARD FUNCTION)
   if(EXISTS "${stamp}")
     return()
   endif()
