@@ -21,5 +21,6 @@ if(NOT MLX_ROOT)
   set(MLX_ROOT "${mlx_wheel}/mlx")
 endif()
 
-find_package(MLX CONFIG REQUIRED PATHS "${MLX_ROOT}/share/cmake/MLX"
+# GLOBAL: a parent project that links quire needs the imported target too.
+find_package(MLX CONFIG REQUIRED GLOBAL PATHS "${MLX_ROOT}/share/cmake/MLX"
              NO_DEFAULT_PATH)

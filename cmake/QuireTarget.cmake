@@ -23,6 +23,18 @@ function(quire_target target)
   endif()
 endfunction()
 
+# quire_fold(TARGET INTERNALS...): puts the objects of static internal libraries
+# into TARGET instead of linking them, so that TARGET can be installed alone. A
+# static library would otherwise name them as dependencies of its users.
+function(quire_fold target)
+  foreach(internal IN LISTS ARGN)
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${internal}>)
+    target_include_directories(
+      ${target}
+      PRIVATE $<TARGET_PROPERTY:${internal},INTERFACE_INCLUDE_DIRECTORIES>)
+  endforeach()
+endfunction()
+
 # quire_test(NAME LABEL SOURCES... [LINK TARGETS...]): one doctest program,
 # one ctest entry a test case.
 function(quire_test name label)
