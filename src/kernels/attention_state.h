@@ -12,7 +12,7 @@
 #if defined(__METAL_VERSION__)
 #include <metal_stdlib>
 #define QUIRE_STATE_FN METAL_FUNC
-#define QUIRE_STATE_EXP2(x) metal::exp2(x)
+#define QUIRE_STATE_EXP2(x) metal::fast::exp2(x)
 #define QUIRE_STATE_LOG2(x) metal::log2(x)
 #define QUIRE_STATE_INF INFINITY
 #elif defined(__CUDACC__)
@@ -32,6 +32,14 @@
 namespace quire {
 #endif
 
+/// 2^(from_max - to_max): takes sums relative to from_max to to_max, which is
+/// not smaller. -inf minus -inf is NaN, so a state without keys gets the factor
+/// 0 without a subtraction.
+QUIRE_STATE_FN float rescale_factor(float from_max, float to_max) {
+  return from_max == -QUIRE_STATE_INF ? 0.0f
+                                      : QUIRE_STATE_EXP2(from_max - to_max);
+}
+
 /// Factors by which two partial states must be scaled before they are added.
 struct MergeFactors {
   float max_log2;  // the larger of the two maxima; -inf if both are empty
@@ -39,17 +47,12 @@ struct MergeFactors {
   float second;    // 2^(second maximum - max_log2), 0 for an empty state
 };
 
-/// The one place where two maxima meet. -inf minus -inf is NaN, so a state
-/// whose maximum is -inf (no keys) gets the factor 0 without a subtraction.
+/// The one place where two maxima meet.
 QUIRE_STATE_FN MergeFactors merge_factors(float first_max, float second_max) {
   MergeFactors f;
   f.max_log2 = first_max > second_max ? first_max : second_max;
-  f.first = first_max == -QUIRE_STATE_INF
-      ? 0.0f
-      : QUIRE_STATE_EXP2(first_max - f.max_log2);
-  f.second = second_max == -QUIRE_STATE_INF
-      ? 0.0f
-      : QUIRE_STATE_EXP2(second_max - f.max_log2);
+  f.first = rescale_factor(first_max, f.max_log2);
+  f.second = rescale_factor(second_max, f.max_log2);
   return f;
 }
 
