@@ -13,11 +13,11 @@ struct KvAppendArgs {
   std::int64_t token_elems = 0;  // num_kv_heads * head_dim
   DType dtype = DType::Float32;  // of k and v
   DType kv_dtype = DType::Float32;
-  const void* k = nullptr;                 // [num_tokens, token_elems]
-  const void* v = nullptr;                 // [num_tokens, token_elems]
-  const std::int64_t* slots = nullptr;     // [num_tokens]
-  void* k_cache = nullptr;                 // [num_slots, token_elems]
-  void* v_cache = nullptr;                 // as k_cache
+  const void* k = nullptr;              // [num_tokens, token_elems]
+  const void* v = nullptr;              // [num_tokens, token_elems]
+  const std::int64_t* slots = nullptr;  // [num_tokens]
+  void* k_cache = nullptr;              // [num_slots, token_elems]
+  void* v_cache = nullptr;              // as k_cache
 };
 
 /**
@@ -32,8 +32,8 @@ void kv_append(const KvAppendArgs& args);
 struct CopyBlocksArgs {
   std::int64_t num_copies = 0;
   std::int64_t num_blocks = 0;
-  std::int64_t block_bytes = 0;            // of one cache
-  const std::int32_t* copies = nullptr;    // [num_copies, 2]: source, target
+  std::int64_t block_bytes = 0;          // of one cache
+  const std::int32_t* copies = nullptr;  // [num_copies, 2]: source, target
   void* k_cache = nullptr;
   void* v_cache = nullptr;
 };

@@ -1,0 +1,651 @@
+// The walk: how a decode step becomes tiles, which thread takes which, and how
+// the parts of a sequence that several threads worked on are merged.
+//
+// In the cache's layout the KV heads of a token lie side by side. So a tile is
+// 16 to 64 tokens over all KV heads, the steps of a tile go through its heads,
+// and meanwhile the next tile is asked for in address order: memory is read as
+// one stream, whatever the block table says.
+#include "kernels/cpu/decode_engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "common/error.h"
+#include "kernels/attention_state.h"
+#include "kernels/cpu/paged_decode.h"
+#include "kernels/cpu/step_kernel.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace quire::cpu {
+namespace {
+
+constexpr float kLog2E = 1.44269504088896340736f;
+constexpr int kLineBytes = 64;
+constexpr std::int64_t kLineFloats = 16;
+/** Split boundaries are multiples of this, so that row groups stay whole. */
+constexpr std::int64_t kSplitTokens = 16;
+/** About what a step, its state and the tile to come may take in L1 and L2. */
+constexpr std::int64_t kTileBytes = 64 << 10;
+constexpr int kMinTileTokens = 16;
+/** A merge of fewer floats is not worth waking anybody. */
+constexpr std::int64_t kParallelMergeFloats = 1 << 16;
+
+StepKernel find_step(Isa isa, DType q_dtype, DType kv_dtype, int head_dim) {
+  switch (isa) {
+    case Isa::Portable:
+      return find_step_portable(q_dtype, kv_dtype, head_dim);
+#if defined(QUIRE_CPU_X86)
+    case Isa::Avx2:
+      return find_step_avx2(q_dtype, kv_dtype, head_dim);
+    case Isa::Avx512:
+      return find_step_avx512(q_dtype, kv_dtype, head_dim);
+    case Isa::Avx512Bf16:
+      return find_step_avx512_bf16(q_dtype, kv_dtype, head_dim);
+#elif defined(QUIRE_CPU_NEON)
+    case Isa::Neon:
+      return find_step_neon(q_dtype, kv_dtype, head_dim);
+#endif
+    default:
+      return {};
+  }
+}
+
+/** Every length and every id that will be followed, before any is. */
+void check_table(const DecodeArgs& args) {
+  const DecodeParams& p = args.params;
+  const std::int64_t capacity =
+      std::int64_t{p.max_blocks_per_seq} * p.block_size;
+  for (int seq = 0; seq < p.num_seqs; ++seq) {
+    const std::int64_t seq_len = args.seq_lens[seq];
+    if (seq_len < 0 || seq_len > capacity) {
+      throw std::runtime_error(
+          "[paged_attention] seq_lens must be from 0 to the block table's " +
+          std::to_string(capacity) + " tokens; got " + std::to_string(seq_len) +
+          " for sequence " + std::to_string(seq) + ".");
+    }
+    const std::int32_t* table =
+        args.block_table + std::int64_t{seq} * p.max_blocks_per_seq;
+    const std::int64_t num_blocks = (seq_len + p.block_size - 1) / p.block_size;
+    // Without a branch an id, so that it vectorises; negative ids are huge.
+    const auto limit = static_cast<std::uint32_t>(p.num_blocks);
+    bool ok = true;
+    for (std::int64_t i = 0; i < num_blocks; ++i) {
+      ok &= static_cast<std::uint32_t>(table[i]) < limit;
+    }
+    if (ok) {
+      continue;
+    }
+    for (std::int64_t i = 0; i < num_blocks; ++i) {
+      if (static_cast<std::uint32_t>(table[i]) >= limit) {
+        throw std::runtime_error(
+            "[paged_attention] Block ids must be from 0 to " +
+            std::to_string(p.num_blocks - 1) + "; got " +
+            std::to_string(table[i]) + " in entry " + std::to_string(i) +
+            " of sequence " + std::to_string(seq) + ".");
+      }
+    }
+  }
+}
+
+/** An attention state of one sequence, all query heads, in the workspace. */
+struct State {
+  float* acc = nullptr;       // [num_q_heads, head_dim] load order
+  float* max_log2 = nullptr;  // [num_q_heads]
+  float* sum = nullptr;       // [num_q_heads, kSumLanes]
+};
+
+/** Tokens of one sequence and KV heads that one thread goes through. */
+struct Range {
+  int seq = 0;
+  int begin_token = 0;
+  int end_token = 0;
+  int begin_head = 0;  // KV heads
+  int end_head = 0;
+  bool whole = false;  // all tokens: the result can be written at once
+  State state;
+};
+
+struct Tile {
+  Range range;
+  int begin_token = 0;
+  int num_tokens = 0;                       // 0: no tile
+  std::int64_t row_offset[kMaxTileTokens];  // bytes, of KV head 0
+};
+
+/** One call; lives on the caller's stack. */
+class DecodeRun {
+ public:
+  DecodeRun(
+      const DecodeArgs& args,
+      const StepKernel& kernel,
+      int num_threads,
+      std::vector<std::int64_t>& first_item,
+      AlignedBuffer& workspace);
+
+  /** A thread's part of the walk. */
+  void walk(int thread_idx) const;
+  /** Merges the parts of query heads [begin, end) and writes the results. */
+  void merge(int begin_head, int end_head) const;
+  void zero_empty_sequences() const;
+
+  int num_threads() const {
+    return num_threads_;
+  }
+  bool merge_in_parallel() const {
+    return num_merge_floats_ >= kParallelMergeFloats;
+  }
+
+ private:
+  bool fixed_splits() const {
+    return p_.num_splits > 0;
+  }
+  std::int64_t num_items() const {
+    return first_item_[static_cast<std::size_t>(p_.num_seqs)];
+  }
+  std::int64_t first_item(int seq) const {
+    return first_item_[static_cast<std::size_t>(seq)];
+  }
+  std::int64_t share_begin(int thread_idx) const {
+    return num_items() * thread_idx / num_threads_;
+  }
+  int group_size() const {
+    return p_.num_q_heads / p_.num_kv_heads;
+  }
+  std::int64_t split_tokens(int seq_len) const;
+  State state_at(std::int64_t idx) const;
+  std::byte* out_row(int seq, int head) const;
+
+  class Cursor;
+  struct Worker;
+  void begin_range(Worker& worker, const Range& range) const;
+  void end_range(const Range& range) const;
+  void run_tile(Worker& worker, const Tile& now, const Tile& next) const;
+  void touch(const Tile& tile) const;
+  template <typename Visit>
+  void visit_parts(int seq, int& thread_idx, const Visit& visit) const;
+
+  const DecodeArgs& args_;
+  const DecodeParams& p_;
+  const StepKernel& kernel_;
+  const std::vector<std::int64_t>& first_item_;
+  int num_threads_ = 1;
+  int num_head_ranges_ = 1;
+  int tile_tokens_ = 0;
+  std::int64_t row_bytes_ = 0;    // of one KV head
+  std::int64_t token_bytes_ = 0;  // of all KV heads
+  std::int64_t state_floats_ = 0;
+  std::int64_t q_floats_ = 0;
+  std::int64_t num_merge_floats_ = 0;
+  float* queries_ = nullptr;  // [num_threads, q_floats_]
+  float* states_ = nullptr;
+  mutable std::atomic<std::int64_t> next_item_{0};
+};
+
+std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+DecodeRun::DecodeRun(
+    const DecodeArgs& args,
+    const StepKernel& kernel,
+    int num_threads,
+    std::vector<std::int64_t>& first_item,
+    AlignedBuffer& workspace)
+    : args_(args), p_(args.params), kernel_(kernel), first_item_(first_item) {
+  row_bytes_ =
+      p_.head_dim * static_cast<std::int64_t>(dtype_bytes(args.kv_dtype));
+  token_bytes_ = row_bytes_ * p_.num_kv_heads;
+  tile_tokens_ = kMaxTileTokens;
+  while (tile_tokens_ > kMinTileTokens &&
+         tile_tokens_ * 2 * token_bytes_ > kTileBytes) {
+    tile_tokens_ /= 2;
+  }
+
+  // An item is a tile, of which each thread takes an equal contiguous share;
+  // or a (split, range of heads), which threads take one by one. The latter
+  // must not depend on the batch or on the threads, except for which thread
+  // does what; heads are cut only where there are fewer splits than threads.
+  const std::int64_t splits = p_.num_splits;
+  if (fixed_splits()) {
+    const std::int64_t num_units =
+        std::max<std::int64_t>(1, splits * p_.num_seqs);
+    num_head_ranges_ = static_cast<int>(std::min<std::int64_t>(
+        p_.num_kv_heads, (num_threads + num_units - 1) / num_units));
+  }
+  first_item.resize(static_cast<std::size_t>(p_.num_seqs) + 1);
+  first_item[0] = 0;
+  for (int seq = 0; seq < p_.num_seqs; ++seq) {
+    const std::int64_t num =
+        fixed_splits() ? splits * num_head_ranges_
+                       : (std::int64_t{args.seq_lens[seq]} + tile_tokens_ - 1) /
+                             tile_tokens_;
+    first_item[static_cast<std::size_t>(seq) + 1] =
+        first_item_.at(static_cast<std::size_t>(seq)) + num;
+  }
+  num_threads_ =
+      static_cast<int>(std::clamp<std::int64_t>(num_items(), 1, num_threads));
+
+  const std::int64_t heads = p_.num_q_heads;
+  q_floats_ = round_up(heads * p_.head_dim, kLineFloats);
+  state_floats_ = round_up(heads * (p_.head_dim + kSumLanes + 1), kLineFloats);
+  // Shares: a thread's scratch and the two sequences its share may cut.
+  // Splits: a thread's scratch, or a state for each split.
+  const std::int64_t num_states =
+      fixed_splits() && splits > 1 ? splits * p_.num_seqs : 3 * num_threads_;
+  num_merge_floats_ =
+      fixed_splits() && splits == 1 ? 0 : num_states * heads * p_.head_dim;
+  queries_ = workspace.reserve(static_cast<std::size_t>(
+      num_threads_ * q_floats_ + num_states * state_floats_));
+  states_ = queries_ + num_threads_ * q_floats_;
+}
+
+/** Tokens of each of a sequence's splits but the last ones. */
+std::int64_t DecodeRun::split_tokens(int seq_len) const {
+  return round_up(
+      (std::int64_t{seq_len} + p_.num_splits - 1) / p_.num_splits,
+      kSplitTokens);
+}
+
+State DecodeRun::state_at(std::int64_t idx) const {
+  float* acc = states_ + idx * state_floats_;
+  float* sum = acc + std::int64_t{p_.num_q_heads} * p_.head_dim;
+  return {acc, sum + std::int64_t{p_.num_q_heads} * kSumLanes, sum};
+}
+
+std::byte* DecodeRun::out_row(int seq, int head) const {
+  return static_cast<std::byte*>(args_.out) +
+         (std::int64_t{seq} * p_.num_q_heads + head) * p_.head_dim *
+             static_cast<std::int64_t>(dtype_bytes(args_.q_dtype));
+}
+
+/** Hands a thread its tiles, one after the other. */
+class DecodeRun::Cursor {
+ public:
+  Cursor(const DecodeRun& run, int thread_idx)
+      : run_(run),
+        thread_idx_(thread_idx),
+        item_(run.share_begin(thread_idx)),
+        end_item_(run.share_begin(thread_idx + 1)) {}
+
+  /** The next tile; one of no tokens after the last. */
+  void next(Tile& tile) {
+    while (token_ == range_.end_token) {
+      const bool more =
+          run_.fixed_splits() ? next_split() : next_share_of_sequence();
+      if (!more) {
+        tile.num_tokens = 0;
+        return;
+      }
+      token_ = range_.begin_token;
+    }
+    tile.range = range_;
+    tile.begin_token = token_;
+    tile.num_tokens = std::min(run_.tile_tokens_, range_.end_token - token_);
+    locate(tile);
+    token_ += tile.num_tokens;
+  }
+
+ private:
+  /** The tiles of this thread's share that belong to one sequence. */
+  bool next_share_of_sequence() {
+    if (item_ == end_item_) {
+      return false;
+    }
+    while (item_ >= run_.first_item(seq_ + 1)) {
+      ++seq_;
+    }
+    const std::int64_t first = run_.first_item(seq_);
+    const std::int64_t end = std::min(end_item_, run_.first_item(seq_ + 1));
+    const bool from_start = item_ == first;
+    range_.seq = seq_;
+    range_.begin_token = static_cast<int>((item_ - first) * run_.tile_tokens_);
+    range_.end_token = static_cast<int>(std::min<std::int64_t>(
+        (end - first) * run_.tile_tokens_, run_.args_.seq_lens[seq_]));
+    range_.begin_head = 0;
+    range_.end_head = run_.p_.num_kv_heads;
+    range_.whole = from_start && end == run_.first_item(seq_ + 1);
+    range_.state = run_.state_at(
+        3 * std::int64_t{thread_idx_} + (range_.whole ? 0
+                                         : from_start ? 1
+                                                      : 2));
+    item_ = end;
+    return true;
+  }
+
+  /** The next split that nobody has taken. */
+  bool next_split() {
+    const std::int64_t item =
+        run_.next_item_.fetch_add(1, std::memory_order_relaxed);
+    if (item >= run_.num_items()) {
+      return false;
+    }
+    const std::int64_t num_ranges = run_.num_head_ranges_;
+    const std::int64_t splits = run_.p_.num_splits;
+    const std::int64_t split = item / num_ranges % splits;
+    const std::int64_t head_range = item % num_ranges;
+    range_.seq = static_cast<int>(item / num_ranges / splits);
+    const std::int64_t seq_len = run_.args_.seq_lens[range_.seq];
+    const std::int64_t tokens = run_.split_tokens(static_cast<int>(seq_len));
+    range_.begin_token = static_cast<int>(std::min(seq_len, split * tokens));
+    range_.end_token =
+        static_cast<int>(std::min(seq_len, (split + 1) * tokens));
+    const std::int64_t heads = run_.p_.num_kv_heads;
+    range_.begin_head = static_cast<int>(heads * head_range / num_ranges);
+    range_.end_head = static_cast<int>(heads * (head_range + 1) / num_ranges);
+    range_.whole = splits == 1;
+    range_.state =
+        run_.state_at(range_.whole ? thread_idx_ : range_.seq * splits + split);
+    return true;
+  }
+
+  void locate(Tile& tile) const {
+    const DecodeParams& p = run_.p_;
+    const std::int32_t* table =
+        run_.args_.block_table +
+        std::int64_t{tile.range.seq} * p.max_blocks_per_seq;
+    for (int i = 0; i < tile.num_tokens;) {
+      const int token = tile.begin_token + i;
+      const int slot = token % p.block_size;
+      const int end = std::min(tile.num_tokens, i + p.block_size - slot);
+      std::int64_t offset =
+          (std::int64_t{table[token / p.block_size]} * p.block_size + slot) *
+          run_.token_bytes_;
+      for (; i < end; ++i, offset += run_.token_bytes_) {
+        tile.row_offset[i] = offset;
+      }
+    }
+  }
+
+  const DecodeRun& run_;
+  const int thread_idx_;
+  std::int64_t item_;
+  const std::int64_t end_item_;
+  int seq_ = 0;
+  int token_ = 0;
+  Range range_;
+};
+
+struct DecodeRun::Worker {
+  float* q;  // [num_q_heads, head_dim] prepared
+};
+
+void DecodeRun::walk(int thread_idx) const {
+  if (thread_idx >= num_threads_) {
+    return;
+  }
+  Worker worker{queries_ + thread_idx * q_floats_};
+  Cursor cursor(*this, thread_idx);
+  Tile tiles[2];
+  cursor.next(tiles[0]);
+  // Nobody asked for the first tile ahead of time.
+  touch(tiles[0]);
+  for (int i = 0; tiles[i].num_tokens > 0; i ^= 1) {
+    const Tile& now = tiles[i];
+    Tile& next = tiles[i ^ 1];
+    cursor.next(next);
+    if (now.begin_token == now.range.begin_token) {
+      begin_range(worker, now.range);
+    }
+    run_tile(worker, now, next);
+    if (now.begin_token + now.num_tokens == now.range.end_token) {
+      end_range(now.range);
+    }
+  }
+}
+
+void DecodeRun::begin_range(Worker& worker, const Range& range) const {
+  const int begin = range.begin_head * group_size();
+  const int end = range.end_head * group_size();
+  const std::int64_t dim = p_.head_dim;
+  const State& state = range.state;
+  std::fill(state.acc + begin * dim, state.acc + end * dim, 0.0f);
+  std::fill(
+      state.max_log2 + begin,
+      state.max_log2 + end,
+      -std::numeric_limits<float>::infinity());
+  std::fill(state.sum + begin * kSumLanes, state.sum + end * kSumLanes, 0.0f);
+  const auto q_bytes = static_cast<std::int64_t>(dtype_bytes(args_.q_dtype));
+  const std::byte* q =
+      static_cast<const std::byte*>(args_.q) +
+      (std::int64_t{range.seq} * p_.num_q_heads + begin) * dim * q_bytes;
+  kernel_.prepare_q(q, end - begin, worker.q + begin * dim);
+}
+
+void DecodeRun::end_range(const Range& range) const {
+  if (!range.whole) {
+    return;
+  }
+  const State& state = range.state;
+  for (int head = range.begin_head * group_size();
+       head < range.end_head * group_size();
+       ++head) {
+    kernel_.finish(
+        state.acc + std::int64_t{head} * p_.head_dim,
+        inverse_denominator(
+            kernel_.total(state.sum + std::int64_t{head} * kSumLanes)),
+        out_row(range.seq, head));
+  }
+}
+
+/** Plain loads, a line each in address order: they are never dropped. */
+void DecodeRun::touch(const Tile& tile) const {
+  for (const void* cache : {args_.k_cache, args_.v_cache}) {
+    const auto* base = static_cast<const volatile std::byte*>(cache);
+    for (int i = 0; i < tile.num_tokens; ++i) {
+      const std::int64_t end =
+          tile.row_offset[i] + tile.range.end_head * row_bytes_;
+      for (std::int64_t at =
+               tile.row_offset[i] + tile.range.begin_head * row_bytes_;
+           at < end;
+           at += kLineBytes) {
+        static_cast<void>(base[at]);
+      }
+    }
+  }
+}
+
+void DecodeRun::run_tile(Worker& worker, const Tile& now, const Tile& next)
+    const {
+  const auto* k = static_cast<const std::byte*>(args_.k_cache);
+  const auto* v = static_cast<const std::byte*>(args_.v_cache);
+  const State& state = now.range.state;
+  const std::int64_t dim = p_.head_dim;
+  const int num_heads = now.range.end_head - now.range.begin_head;
+  // The rows of the next tile in address order, dealt out to this one's steps.
+  const int next_heads = next.range.end_head - next.range.begin_head;
+  const std::int64_t num_rows = std::int64_t{next.num_tokens} * next_heads;
+  std::int64_t prefetch_offset[kMaxTileTokens];
+  for (int i = 0; i < num_heads; ++i) {
+    const std::int64_t begin = num_rows * i / num_heads;
+    const std::int64_t end =
+        std::min(num_rows * (i + 1) / num_heads, begin + kMaxTileTokens);
+    int num_prefetch = 0;
+    if (begin < end) {
+      int token = static_cast<int>(begin / next_heads);
+      int head = static_cast<int>(begin % next_heads);
+      for (std::int64_t row = begin; row < end; ++row) {
+        prefetch_offset[num_prefetch++] =
+            next.row_offset[token] +
+            (next.range.begin_head + head) * row_bytes_;
+        if (++head == next_heads) {
+          head = 0;
+          ++token;
+        }
+      }
+    }
+    const int kv_head = now.range.begin_head + i;
+    const std::int64_t q_head = std::int64_t{kv_head} * group_size();
+    kernel_.step({
+        .k = k + kv_head * row_bytes_,
+        .v = v + kv_head * row_bytes_,
+        .row_offset = now.row_offset,
+        .num_tokens = now.num_tokens,
+        .prefetch_k = k,
+        .prefetch_v = v,
+        .prefetch_offset = prefetch_offset,
+        .num_prefetch = num_prefetch,
+        .q = worker.q + q_head * dim,
+        .group_size = group_size(),
+        .scale_log2 = p_.scale * kLog2E,
+        .acc = state.acc + q_head * dim,
+        .max_log2 = state.max_log2 + q_head,
+        .sum = state.sum + q_head * kSumLanes,
+    });
+  }
+}
+
+/**
+ * visit(state idx) for each part of a sequence in token order, unless one
+ * thread did all of it. `thread_idx` is kept from one sequence to the next.
+ */
+template <typename Visit>
+void DecodeRun::visit_parts(int seq, int& thread_idx, const Visit& visit)
+    const {
+  if (fixed_splits()) {
+    const std::int64_t splits = p_.num_splits;
+    const std::int64_t tokens = split_tokens(args_.seq_lens[seq]);
+    for (std::int64_t split = 0;
+         splits > 1 && split < splits && split * tokens < args_.seq_lens[seq];
+         ++split) {
+      visit(seq * splits + split);
+    }
+    return;
+  }
+  const std::int64_t begin = first_item(seq);
+  const std::int64_t end = first_item(seq + 1);
+  if (begin == end) {
+    return;
+  }
+  while (share_begin(thread_idx + 1) <= begin) {
+    ++thread_idx;
+  }
+  if (share_begin(thread_idx + 1) >= end) {
+    return;
+  }
+  for (int t = thread_idx; t < num_threads_ && share_begin(t) < end; ++t) {
+    visit(3 * std::int64_t{t} + (share_begin(t) <= begin ? 1 : 2));
+  }
+}
+
+void DecodeRun::merge(int begin_head, int end_head) const {
+  const std::int64_t dim = p_.head_dim;
+  int thread_idx = 0;
+  for (int seq = 0; seq < p_.num_seqs; ++seq) {
+    std::int64_t first_part = -1;
+    visit_parts(seq, thread_idx, [&](std::int64_t part) {
+      const State from = state_at(part);
+      if (first_part < 0) {
+        first_part = part;
+        for (int head = begin_head; head < end_head; ++head) {
+          float* sum = from.sum + std::int64_t{head} * kSumLanes;
+          sum[0] = kernel_.total(sum);
+        }
+        return;
+      }
+      const State into = state_at(first_part);
+      for (int head = begin_head; head < end_head; ++head) {
+        const MergeFactors f =
+            merge_factors(into.max_log2[head], from.max_log2[head]);
+        kernel_.combine(
+            into.acc + head * dim, f.first, from.acc + head * dim, f.second);
+        const std::int64_t lanes = std::int64_t{head} * kSumLanes;
+        into.sum[lanes] = into.sum[lanes] * f.first +
+                          kernel_.total(from.sum + lanes) * f.second;
+        into.max_log2[head] = f.max_log2;
+      }
+    });
+    if (first_part < 0) {
+      continue;
+    }
+    const State state = state_at(first_part);
+    for (int head = begin_head; head < end_head; ++head) {
+      kernel_.finish(
+          state.acc + head * dim,
+          inverse_denominator(state.sum[std::int64_t{head} * kSumLanes]),
+          out_row(seq, head));
+    }
+  }
+}
+
+void DecodeRun::zero_empty_sequences() const {
+  for (int seq = 0; seq < p_.num_seqs; ++seq) {
+    if (args_.seq_lens[seq] == 0) {
+      std::memset(
+          out_row(seq, 0),
+          0,
+          static_cast<std::size_t>(out_row(seq + 1, 0) - out_row(seq, 0)));
+    }
+  }
+}
+
+}  // namespace
+
+DecodeEngine::DecodeEngine(int num_threads, std::chrono::microseconds spin)
+    : pool_(num_threads, spin) {}
+
+void DecodeEngine::paged_decode(const DecodeArgs& args, Isa isa) {
+  const DecodeParams& p = args.params;
+  const Support support = supports_paged_decode(p, args.q_dtype, args.kv_dtype);
+  require(support.ok, "paged_attention", support.reason);
+  check_table(args);
+  const StepKernel kernel =
+      find_step(isa, args.q_dtype, args.kv_dtype, p.head_dim);
+
+  const std::lock_guard lock(mutex_);
+  const DecodeRun run(args, kernel, pool_.size(), first_item_, workspace_);
+  run.zero_empty_sequences();
+  const auto walk = [&](int thread_idx) noexcept { run.walk(thread_idx); };
+  const auto merge = [&](int thread_idx) noexcept {
+    run.merge(
+        p.num_q_heads * thread_idx / pool_.size(),
+        p.num_q_heads * (thread_idx + 1) / pool_.size());
+  };
+  if (run.num_threads() == 1) {
+    walk(0);
+  } else {
+    pool_.run(walk);
+  }
+  if (run.merge_in_parallel() && pool_.size() > 1) {
+    pool_.run(merge);
+  } else {
+    run.merge(0, p.num_q_heads);
+  }
+}
+
+namespace {
+
+std::atomic<DecodeEngine*> engine{nullptr};
+
+void watch_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+  static const int status = pthread_atfork(nullptr, nullptr, [] {
+    engine.store(nullptr, std::memory_order_relaxed);
+  });
+  static_cast<void>(status);
+#endif
+}
+
+}  // namespace
+
+DecodeEngine& default_engine() {
+  DecodeEngine* current = engine.load(std::memory_order_acquire);
+  if (current != nullptr) {
+    return *current;
+  }
+  watch_forks();
+  auto made = std::make_unique<DecodeEngine>(default_num_threads());
+  if (engine.compare_exchange_strong(
+          current, made.get(), std::memory_order_acq_rel)) {
+    return *made.release();
+  }
+  return *current;  // another thread was first
+}
+
+}  // namespace quire::cpu

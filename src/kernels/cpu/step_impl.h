@@ -1,0 +1,544 @@
+// The step, once, over a small SIMD vocabulary S (simd_*.h): all query heads of
+// one KV head against one tile of tokens, in three stages:
+//
+//   scores = K q      4 tokens x 4 heads in registers, one reduction tree
+//   weights           one base-2 online-softmax pass a head
+//   acc = acc * alpha + weights V     4 heads x a slice of head_dim
+//
+// Included only by step_*.cpp. Everything here is a template over S, so that
+// no two instruction sets share a symbol, and nothing of std:: is used that
+// could leave a copy for the linker to share.
+#pragma once
+
+#include "kernels/cpu/cache_element.h"
+#include "kernels/cpu/step_kernel.h"
+
+namespace quire::cpu {
+
+/** Where the rows of a tile are: anywhere in the cache. */
+struct ScatteredRows {
+  const std::byte* base;
+  const std::int64_t* offset;
+};
+
+/** Lines of rows to come that are asked for while a stage runs. */
+struct PrefetchRows {
+  const std::byte* base;
+  const std::int64_t* offset;
+  int num_rows;
+};
+
+template <typename S, typename T, int kHeadDim>
+struct Step {
+  using V = typename S::V;
+  static constexpr int kLanes = S::kLanes;
+  static constexpr int kVectors = kHeadDim / kLanes;
+  static constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(T));
+  static constexpr int kRowLines = (kRowBytes + 63) / 64;
+  static_assert(kHeadDim % kLanes == 0);
+  static_assert(kSumLanes % kLanes == 0);
+
+  static constexpr int min(int a, int b) {
+    return a < b ? a : b;
+  }
+
+  /**
+   * Into L2: rows 2 KiB apart, as in a tile of one head, fall into 8 of the 64
+   * sets of L1. Forced inline because gcc takes a function that only
+   * prefetches for one without effects and drops its calls.
+   */
+  QUIRE_SIMD void prefetch(const std::byte* p) {
+    __builtin_prefetch(p, 0, 2);
+  }
+
+  QUIRE_SIMD const T* elements(const std::byte* row) {
+    return reinterpret_cast<const T*>(row);
+  }
+
+  // ---- scores -------------------------------------------------------------
+
+  /**
+   * Scores of kTokens tokens for kHeads heads. With kPrefetch, the lines of
+   * kTokens rows to come are asked for one by one between the multiplies: a
+   * burst of prefetches is partly dropped.
+   */
+  template <int kHeads, int kTokens, bool kPrefetch>
+  QUIRE_SIMD void dot_rows(
+      const std::byte* const* row,
+      const float* q,
+      float* scores,
+      const std::byte* const* prefetch_row) {
+    V acc[kHeads * kTokens];
+#pragma GCC unroll 16
+    for (int i = 0; i < kHeads * kTokens; ++i) {
+      acc[i] = S::zero();
+    }
+    if constexpr (kIsPair<T>) {
+      dot_pairs<kHeads, kTokens, kPrefetch>(acc, row, q, prefetch_row);
+    } else {
+      constexpr int kChunkBytes = 2 * kLanes * static_cast<int>(sizeof(T));
+#pragma GCC unroll 1
+      for (int c = 0; c + 1 < kVectors; c += 2) {
+        V q0[kHeads];
+        V q1[kHeads];
+#pragma GCC unroll 16
+        for (int h = 0; h < kHeads; ++h) {
+          q0[h] = S::load(q + h * kHeadDim + c * kLanes);
+          q1[h] = S::load(q + h * kHeadDim + (c + 1) * kLanes);
+        }
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+          V a;
+          V b;
+          S::load2(elements(row[t]) + c * kLanes, a, b);
+          if constexpr (kPrefetch) {
+            const int at = c / 2 * kChunkBytes;
+            if (at % 64 == 0) {
+              prefetch(prefetch_row[t] + at);
+              if constexpr (kChunkBytes > 64) {
+                prefetch(prefetch_row[t] + at + 64);
+              }
+            }
+          }
+#pragma GCC unroll 16
+          for (int h = 0; h < kHeads; ++h) {
+            V& sum = acc[h * kTokens + t];
+            sum = S::fma(a, q0[h], sum);
+            sum = S::fma(b, q1[h], sum);
+          }
+        }
+      }
+      if constexpr (kVectors % 2 != 0) {
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+          const V a = S::load1(elements(row[t]) + (kVectors - 1) * kLanes);
+          if constexpr (kPrefetch) {
+            prefetch(prefetch_row[t] + kRowBytes - 1);
+          }
+#pragma GCC unroll 16
+          for (int h = 0; h < kHeads; ++h) {
+            V& sum = acc[h * kTokens + t];
+            sum = S::fma(
+                a, S::load(q + h * kHeadDim + (kVectors - 1) * kLanes), sum);
+          }
+        }
+      }
+    }
+    S::template reduce_scores<kHeads, kTokens>(acc, scores, kMaxTileTokens);
+  }
+
+  /** The multiplies of dot_rows where K and q are pairs of bf16. */
+  template <int kHeads, int kTokens, bool kPrefetch>
+  QUIRE_SIMD void dot_pairs(
+      V* acc,
+      const std::byte* const* row,
+      const float* q,
+      const std::byte* const* prefetch_row) {
+    constexpr int kPairBytes = 4 * kLanes;  // one vector
+    constexpr int kWhole = kRowBytes / kPairBytes;
+#pragma GCC unroll 1
+    for (int c = 0; c < kWhole; ++c) {
+      typename S::Pairs q_pairs[kHeads];
+#pragma GCC unroll 16
+      for (int h = 0; h < kHeads; ++h) {
+        q_pairs[h] = S::load_pairs(q + h * kHeadDim + c * kLanes);
+      }
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) {
+        const auto k_pairs = S::load_pairs(row[t] + c * kPairBytes);
+        if constexpr (kPrefetch) {
+          prefetch(prefetch_row[t] + c * kPairBytes);
+        }
+#pragma GCC unroll 16
+        for (int h = 0; h < kHeads; ++h) {
+          V& sum = acc[h * kTokens + t];
+          sum = S::dot_pairs(sum, k_pairs, q_pairs[h]);
+        }
+      }
+    }
+    if constexpr (kRowBytes % kPairBytes != 0) {
+      static_assert(kRowBytes % kPairBytes == kPairBytes / 2);
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) {
+        const auto k_pairs = S::load_half_pairs(row[t] + kWhole * kPairBytes);
+        if constexpr (kPrefetch) {
+          prefetch(prefetch_row[t] + kRowBytes - 1);
+        }
+#pragma GCC unroll 16
+        for (int h = 0; h < kHeads; ++h) {
+          V& sum = acc[h * kTokens + t];
+          sum = S::dot_pairs(
+              sum,
+              k_pairs,
+              S::load_half_pairs(q + h * kHeadDim + kWhole * kLanes));
+        }
+      }
+    }
+  }
+
+  /** scores[h][t], h < kHeads, of all tokens of a tile. */
+  template <int kHeads>
+  static void score_heads(
+      ScatteredRows k,
+      int num_tokens,
+      const float* q,
+      float* scores,
+      PrefetchRows ahead) {
+    constexpr int kTokens = S::kDotAccumulators / (kHeads == 3 ? 4 : kHeads);
+    const std::byte* row[kTokens];
+    const std::byte* ahead_row[kTokens];
+    int t = 0;
+    for (; t + kTokens <= num_tokens; t += kTokens) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kTokens; ++i) {
+        row[i] = k.base + k.offset[t + i];
+      }
+      if (t + kTokens <= ahead.num_rows) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kTokens; ++i) {
+          ahead_row[i] = ahead.base + ahead.offset[t + i];
+        }
+        dot_rows<kHeads, kTokens, true>(row, q, scores + t, ahead_row);
+      } else {
+        dot_rows<kHeads, kTokens, false>(row, q, scores + t, nullptr);
+      }
+    }
+    if (t < num_tokens) {
+      // The last row again in the spare places: nothing past it is read.
+      for (int i = 0; i < kTokens; ++i) {
+        row[i] = k.base + k.offset[min(t + i, num_tokens - 1)];
+      }
+      dot_rows<kHeads, kTokens, false>(row, q, scores + t, nullptr);
+    }
+  }
+
+  // ---- weights ------------------------------------------------------------
+
+  /** 1 in the first kLanes places, then 0: masks the last vector of a tile. */
+  static constexpr float kOnesThenZeros[2 * 16] =
+      {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
+  /**
+   * scores[0, num_tokens) become weights relative to the head's maximum;
+   * returns the factor for what was accumulated before this tile.
+   *
+   * The maximum grows in few tiles: one comparison finds out, and only then is
+   * it reduced across lanes. Sums stay spread over lanes to the end.
+   */
+  static float weigh(const StepArgs& args, int head, float* scores) {
+    const int num_tokens = args.num_tokens;
+    const int num_vectors = (num_tokens + kLanes - 1) / kLanes;
+    // Lanes past the tile repeat a score, which leaves the maximum as it is;
+    // their weights are taken out of the sum below.
+    for (int t = num_tokens; t < num_vectors * kLanes; ++t) {
+      scores[t] = scores[0];
+    }
+    const V scale = S::set1(args.scale_log2);
+    V top = S::mul(S::load(scores), scale);
+    for (int i = 1; i < num_vectors; ++i) {
+      top = S::max(top, S::mul(S::load(scores + i * kLanes), scale));
+    }
+    float* lanes = args.sum + head * kSumLanes;
+    float max = args.max_log2[head];
+    float alpha = 1.0f;
+    V sum = S::load(lanes);
+    if (S::any_greater(top, S::set1(max))) {
+      const float next = S::reduce_max(top);
+      V factor = S::exp2(S::set1(max - next));
+      float first[kLanes];
+      S::store(first, factor);
+      alpha = first[0];
+      sum = S::mul(sum, factor);
+      max = next;
+      args.max_log2[head] = next;
+    }
+    const V shift = S::set1(max);
+    const auto weight = [&](int i) __attribute__((always_inline)) {
+      // One rounding: the difference is exact where it matters, near 0.
+      const V w = S::exp2(S::fms(S::load(scores + i * kLanes), scale, shift));
+      S::store(scores + i * kLanes, w);
+      return w;
+    };
+    for (int i = 0; i + 1 < num_vectors; ++i) {
+      sum = S::add(sum, weight(i));
+    }
+    const int rest = num_tokens - (num_vectors - 1) * kLanes;
+    const V valid = S::load(kOnesThenZeros + 16 - rest);
+    sum = S::fma(weight(num_vectors - 1), valid, sum);
+    S::store(lanes, sum);
+    return alpha;
+  }
+
+  // ---- weighted sum -------------------------------------------------------
+
+  /** The widest slice of a row, in vectors, whose accumulators fit. */
+  static constexpr int slice_vectors(int num_heads) {
+    int best = 1;
+    for (int width = 1; width <= kVectors; ++width) {
+      const bool whole_chunks = width % 2 == 0 || width == kVectors;
+      if (kVectors % width == 0 && whole_chunks &&
+          num_heads * width <= S::kSumAccumulators) {
+        best = width;
+      }
+    }
+    return best;
+  }
+
+  /** acc[h][slice] = acc[h][slice] * alpha[h] + sum over t of w[h][t] v[t]. */
+  template <int kHeads, int kWidth>
+  static void add_slice(
+      ScatteredRows v,
+      int num_tokens,
+      int first_vector,
+      const float* weights,
+      const float* alpha,
+      float* acc,
+      PrefetchRows ahead,
+      int first_line,
+      int end_line) {
+    V sum[kHeads][kWidth];
+    float* base = acc + first_vector * kLanes;
+#pragma GCC unroll 16
+    for (int h = 0; h < kHeads; ++h) {
+      const V factor = S::set1(alpha[h]);
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) {
+        sum[h][i] = S::mul(S::load(base + h * kHeadDim + i * kLanes), factor);
+      }
+    }
+    for (int t = 0; t < num_tokens; ++t) {
+      if (t < ahead.num_rows) {
+        const std::byte* row = ahead.base + ahead.offset[t];
+        for (int line = first_line; line < end_line; ++line) {
+          prefetch(row + 64 * line);
+        }
+      }
+      const T* row = elements(v.base + v.offset[t]) + first_vector * kLanes;
+      V w[kHeads];
+#pragma GCC unroll 16
+      for (int h = 0; h < kHeads; ++h) {
+        w[h] = S::set1(weights[h * kMaxTileTokens + t]);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i + 1 < kWidth; i += 2) {
+        V a;
+        V b;
+        S::load2(row + i * kLanes, a, b);
+#pragma GCC unroll 16
+        for (int h = 0; h < kHeads; ++h) {
+          sum[h][i] = S::fma(a, w[h], sum[h][i]);
+          sum[h][i + 1] = S::fma(b, w[h], sum[h][i + 1]);
+        }
+      }
+      if constexpr (kWidth % 2 != 0) {
+        const V a = S::load1(row + (kWidth - 1) * kLanes);
+#pragma GCC unroll 16
+        for (int h = 0; h < kHeads; ++h) {
+          sum[h][kWidth - 1] = S::fma(a, w[h], sum[h][kWidth - 1]);
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) {
+        S::store(base + h * kHeadDim + i * kLanes, sum[h][i]);
+      }
+    }
+  }
+
+  template <int kHeads>
+  static void add_heads(
+      const StepArgs& args,
+      int head,
+      const float* weights,
+      const float* alpha,
+      bool prefetch_rows) {
+    constexpr int kWidth = slice_vectors(kHeads);
+    constexpr int kSlices = kVectors / kWidth;
+    const PrefetchRows ahead = {
+        args.prefetch_v,
+        args.prefetch_offset,
+        prefetch_rows ? args.num_prefetch : 0};
+    for (int i = 0; i < kSlices; ++i) {
+      add_slice<kHeads, kWidth>(
+          {args.v, args.row_offset},
+          args.num_tokens,
+          i * kWidth,
+          weights,
+          alpha,
+          args.acc + head * kHeadDim,
+          ahead,
+          kRowLines * i / kSlices,
+          kRowLines * (i + 1) / kSlices);
+    }
+  }
+
+  // ---- the step -----------------------------------------------------------
+
+  /** The three stages for kHeads heads from `head` on. */
+  template <int kHeads>
+  static void run_heads(const StepArgs& args, int head) {
+    alignas(64) float scores[kHeads * kMaxTileTokens];
+    float alpha[kHeads];
+    // Only one pass over the tile announces the next one.
+    const bool first = head == 0;
+    score_heads<kHeads>(
+        {args.k, args.row_offset},
+        args.num_tokens,
+        args.q + head * kHeadDim,
+        scores,
+        {args.prefetch_k, args.prefetch_offset, first ? args.num_prefetch : 0});
+    for (int h = 0; h < kHeads; ++h) {
+      alpha[h] = weigh(args, head + h, scores + h * kMaxTileTokens);
+    }
+    add_heads<kHeads>(args, head, scores, alpha, first);
+  }
+
+  static void run(const StepArgs& args) {
+    int head = 0;
+    for (; head + 4 <= args.group_size; head += 4) {
+      run_heads<4>(args, head);
+    }
+    switch (args.group_size - head) {
+      case 3:
+        return run_heads<3>(args, head);
+      case 2:
+        return run_heads<2>(args, head);
+      case 1:
+        return run_heads<1>(args, head);
+      default:
+        return;
+    }
+  }
+};
+
+/** What does not depend on head_dim's unrolling: conversions of q and out. */
+template <typename S, typename TQ, typename T, int kHeadDim>
+struct StepEnds {
+  using V = typename S::V;
+  static constexpr int kLanes = S::kLanes;
+  static constexpr int kVectors = kHeadDim / kLanes;
+
+  static void prepare_q(const void* q, int num_heads, float* prepared) {
+    if constexpr (kIsPair<T>) {  // q stays as it is, a row in half its place
+      constexpr int kRowFloats = kHeadDim / 2;
+      const float* bits = static_cast<const float*>(q);
+      for (int h = 0; h < num_heads; ++h) {
+        __builtin_memcpy(
+            prepared + h * kHeadDim, bits + h * kRowFloats, 4 * kRowFloats);
+      }
+      return;
+    }
+    const TQ* from = static_cast<const TQ*>(q);
+    for (int h = 0; h < num_heads; ++h) {
+      for (int c = 0; c + 1 < kVectors; c += 2) {
+        V a = S::load1(from + c * kLanes);
+        V b = S::load1(from + (c + 1) * kLanes);
+        if constexpr (kIsBFloat<T>) {
+          S::split_even_odd(a, b);
+        }
+        S::store(prepared + c * kLanes, a);
+        S::store(prepared + (c + 1) * kLanes, b);
+      }
+      if constexpr (kVectors % 2 != 0) {
+        S::store(
+            prepared + (kVectors - 1) * kLanes,
+            S::load1(from + (kVectors - 1) * kLanes));
+      }
+      from += kHeadDim;
+      prepared += kHeadDim;
+    }
+  }
+
+  static void finish(const float* acc, float factor, void* out) {
+    TQ* to = static_cast<TQ*>(out);
+    const V f = S::set1(factor);
+    for (int c = 0; c + 1 < kVectors; c += 2) {
+      V a = S::mul(S::load(acc + c * kLanes), f);
+      V b = S::mul(S::load(acc + (c + 1) * kLanes), f);
+      if constexpr (kIsBFloat<T>) {
+        S::join_even_odd(a, b);
+      }
+      S::store1(to + c * kLanes, a);
+      S::store1(to + (c + 1) * kLanes, b);
+    }
+    if constexpr (kVectors % 2 != 0) {
+      S::store1(
+          to + (kVectors - 1) * kLanes,
+          S::mul(S::load(acc + (kVectors - 1) * kLanes), f));
+    }
+  }
+
+  static void combine(float* into, float a, const float* from, float b) {
+    const V x = S::set1(a);
+    const V y = S::set1(b);
+    for (int d = 0; d < kHeadDim; d += kLanes) {
+      S::store(
+          into + d, S::fma(S::load(from + d), y, S::mul(S::load(into + d), x)));
+    }
+  }
+
+  static float total(const float* sum) {
+    V x = S::load(sum);
+    for (int i = kLanes; i < kSumLanes; i += kLanes) {
+      x = S::add(x, S::load(sum + i));
+    }
+    return S::reduce_add(x);
+  }
+};
+
+template <typename S, typename TQ, typename T>
+StepKernel find_step_for(int head_dim) {
+  const auto kernel = []<int kHeadDim>() {
+    using Ends = StepEnds<S, TQ, T, kHeadDim>;
+    return StepKernel{
+        Step<S, T, kHeadDim>::run,
+        Ends::prepare_q,
+        Ends::finish,
+        Ends::combine,
+        Ends::total};
+  };
+  switch (head_dim) {
+    case 64:
+      return kernel.template operator()<64>();
+    case 80:
+      return kernel.template operator()<80>();
+    case 96:
+      return kernel.template operator()<96>();
+    case 128:
+      return kernel.template operator()<128>();
+    case 256:
+      return kernel.template operator()<256>();
+    default:
+      return {};
+  }
+}
+
+template <typename S, typename T>
+StepKernel find_step_for(DType q_dtype, int head_dim) {
+  switch (q_dtype) {
+    case DType::Float32:
+      return find_step_for<S, float, T>(head_dim);
+    case DType::Float16:
+      return find_step_for<S, Half, T>(head_dim);
+    case DType::BFloat16:
+      return find_step_for<S, BFloat, T>(head_dim);
+  }
+  return {};
+}
+
+template <typename S>
+StepKernel find_step(DType q_dtype, DType kv_dtype, int head_dim) {
+  switch (kv_dtype) {
+    case DType::Float32:
+      return find_step_for<S, float>(q_dtype, head_dim);
+    case DType::Float16:
+      return find_step_for<S, Half>(q_dtype, head_dim);
+    case DType::BFloat16:
+      return find_step_for<S, BFloat>(q_dtype, head_dim);
+  }
+  return {};
+}
+
+}  // namespace quire::cpu

@@ -1,0 +1,10 @@
+#include "kernels/cpu/simd_neon.h"
+#include "kernels/cpu/step_impl.h"
+
+namespace quire::cpu {
+
+StepKernel find_step_neon(DType q_dtype, DType kv_dtype, int head_dim) {
+  return find_step<Neon>(q_dtype, kv_dtype, head_dim);
+}
+
+}  // namespace quire::cpu
