@@ -5,20 +5,22 @@
 #include <string_view>
 
 #include "common/error.h"
+#include "quire/runtime.h"
 
 namespace quire {
 namespace {
 
-constexpr std::string_view kIsaNames[] = {
-    "portable", "avx2", "avx512", "neon"};
+constexpr std::string_view kIsaNames[] = {"portable", "avx2", "avx512", "neon"};
 
-std::string_view get(const char* name) {
-  const char* value = std::getenv(name);
+using Lookup = std::function<const char*(const char*)>;
+
+std::string_view get(const Lookup& lookup, const char* name) {
+  const char* value = lookup(name);
   return value ? std::string_view(value) : std::string_view();
 }
 
-int parse_int(const char* name, int min, int max) {
-  const std::string_view text = get(name);
+int parse_int(const Lookup& lookup, const char* name, int min, int max) {
+  const std::string_view text = get(lookup, name);
   if (text.empty()) {
     return 0;
   }
@@ -41,8 +43,11 @@ int parse_int(const char* name, int min, int max) {
 }
 
 template <std::size_t N>
-std::string parse_word(const char* name, const std::string_view (&words)[N]) {
-  const std::string_view text = get(name);
+std::string parse_word(
+    const Lookup& lookup,
+    const char* name,
+    const std::string_view (&words)[N]) {
+  const std::string_view text = get(lookup, name);
   std::string list;
   for (const std::string_view word : words) {
     if (text == word || text.empty()) {
@@ -55,32 +60,34 @@ std::string parse_word(const char* name, const std::string_view (&words)[N]) {
   return {};
 }
 
-Env parse() {
+}  // namespace
+
+Env parse_env(const Lookup& lookup) {
   Env e;
   constexpr std::string_view kGate[] = {"auto", "on", "off"};
-  const std::string gate = parse_word("QUIRE_NATIVE_PAGED_KERNEL", kGate);
-  e.native_paged_kernel = gate == "on" ? NativeKernelEnv::On
-      : gate == "off"                  ? NativeKernelEnv::Off
-                                       : NativeKernelEnv::Auto;
-  e.checks = parse_int("QUIRE_CHECKS", 0, 1) == 1;
-  e.num_threads = parse_int("QUIRE_NUM_THREADS", 1, 1024);
-  e.cpu_isa = parse_word("QUIRE_CPU_ISA", kIsaNames);
-  e.num_splits = parse_int("QUIRE_NUM_SPLITS", 0, 4096);
+  const std::string gate =
+      parse_word(lookup, "QUIRE_NATIVE_PAGED_KERNEL", kGate);
+  e.native_paged_kernel = gate == "on"    ? NativeKernelEnv::On
+                          : gate == "off" ? NativeKernelEnv::Off
+                                          : NativeKernelEnv::Auto;
+  e.checks = parse_int(lookup, "QUIRE_CHECKS", 0, 1) == 1;
+  e.num_threads = parse_int(lookup, "QUIRE_NUM_THREADS", 1, 1024);
+  e.cpu_isa = parse_word(lookup, "QUIRE_CPU_ISA", kIsaNames);
+  e.num_splits = parse_int(lookup, "QUIRE_NUM_SPLITS", 0, 4096);
   constexpr std::string_view kLog[] = {"off", "info", "debug"};
-  e.log = parse_word("QUIRE_LOG", kLog);
+  e.log = parse_word(lookup, "QUIRE_LOG", kLog);
   return e;
 }
 
-}  // namespace
-
 const Env& env() {
-  static const Env value = parse();
+  static const Env value = parse_env(std::getenv);
   return value;
 }
 
 std::vector<EnvVariable> env_variables() {
+  env();  // refuses values that cannot be used
   const auto row = [](const char* name, const char* unset, const char* effect) {
-    const std::string_view value = get(name);
+    const std::string_view value = get(std::getenv, name);
     return EnvVariable{
         name, value.empty() ? unset : std::string(value), effect};
   };
