@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -18,7 +19,7 @@ namespace quire {
  *    flight) or free, and num_used + num_pending + num_free == num_blocks;
  *  - free blocks form maximal runs: no two runs touch, the first and the last
  *    block of a run hold its length, and every run is in the list of its size
- *    class, floor(log2(length)), exactly once;
+ *    class, the number of bits of its length, exactly once;
  *  - pending blocks are queued in the order of the steps they wait for, and
  *    each waits for a step that is begun and not completed.
  *
@@ -38,8 +39,9 @@ namespace quire {
  * caller's bugs: they throw std::invalid_argument in every build and change
  * nothing, so a double release never hands a block to two owners.
  *
- * Not thread-safe: one thread at a time uses a pool and its sequences. Every
- * function but check_invariants() takes constant time.
+ * Not thread-safe: one thread at a time uses a pool and its sequences. The
+ * constructor and check_invariants() take O(num_blocks); every other function
+ * takes constant time, complete_step() for each block that it frees.
  */
 class QUIRE_API BlockPool {
  public:
@@ -96,10 +98,9 @@ class QUIRE_API BlockPool {
 
   /**
    * Says that `step` and all steps before it have completed on the device, and
-   * frees the blocks that waited for them: amortised constant time a block. A
-   * step that failed has completed, too. Says nothing new, and is no error, if
-   * a later step was reported before. Requires: the step was begun, else
-   * std::invalid_argument.
+   * frees the blocks that waited for them. A step that failed has completed,
+   * too. After a later step it says nothing new, and is no error. Requires: the
+   * step was begun, else std::invalid_argument.
    */
   void complete_step(std::int64_t step);
 
@@ -113,7 +114,7 @@ class QUIRE_API BlockPool {
  private:
   enum class State : std::uint8_t { Free, Used, Pending };
   static constexpr BlockId kNone = -1;
-  static constexpr int kNumSizeClasses = 31;  // lengths below 2^31
+  static constexpr std::size_t kNumSizeClasses = 32;  // lengths below 2^31
 
   struct Block {
     State state = State::Free;

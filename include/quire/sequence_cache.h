@@ -80,8 +80,12 @@ class QUIRE_API SequenceCache {
    */
   [[nodiscard]] std::optional<AppendResult> append(int num_tokens);
 
-  /** A sequence with the same tokens that shares all blocks; copies none of
-   * them. O(blocks), for their reference counts. */
+  /**
+   * A sequence with the same tokens that shares all blocks; copies none of
+   * them. Fork once the step that writes the last tokens has begun: a copy of
+   * the tail block that is made in the step that writes them misses them.
+   * O(blocks), for their reference counts.
+   */
   SequenceCache fork() const;
 
   /**

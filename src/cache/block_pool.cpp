@@ -9,9 +9,10 @@
 namespace quire {
 namespace {
 
-// floor(log2(run_len)): runs of class c are from 2^c to 2^(c+1) - 1 long.
-int size_class(int run_len) {
-  return std::bit_width(static_cast<unsigned>(run_len)) - 1;
+// Bits of run_len: runs of class c are from 2^(c-1) to 2^c - 1 long.
+std::size_t size_class(int run_len) {
+  return static_cast<std::size_t>(
+      std::bit_width(static_cast<unsigned>(run_len)));
 }
 
 }  // namespace
@@ -181,8 +182,8 @@ void BlockPool::require_used(BlockId block, const char* op) const {
 }
 
 void BlockPool::insert_run(BlockId begin, int run_len) {
-  const int size = size_class(run_len);
-  BlockId& head = runs_[static_cast<std::size_t>(size)];
+  const std::size_t size = size_class(run_len);
+  BlockId& head = runs_[size];
   Block& first = at(begin);
   first.run_len = run_len;
   at(begin + run_len - 1).run_len = run_len;
@@ -197,8 +198,8 @@ void BlockPool::insert_run(BlockId begin, int run_len) {
 
 void BlockPool::remove_run(BlockId begin) {
   const Block& first = at(begin);
-  const int size = size_class(first.run_len);
-  BlockId& head = runs_[static_cast<std::size_t>(size)];
+  const std::size_t size = size_class(first.run_len);
+  BlockId& head = runs_[size];
   (first.prev == kNone ? head : at(first.prev).next) = first.next;
   if (first.next != kNone) {
     at(first.next).prev = first.prev;
@@ -280,8 +281,8 @@ void BlockPool::check_states() const {
 
 void BlockPool::check_runs() const {
   int num_listed = 0;
-  for (int size = 0; size < kNumSizeClasses; ++size) {
-    const BlockId head = runs_[static_cast<std::size_t>(size)];
+  for (std::size_t size = 0; size < kNumSizeClasses; ++size) {
+    const BlockId head = runs_[size];
     ensure(
         (nonempty_classes_ >> size & 1U) == (head == kNone ? 0U : 1U),
         "BlockPool",

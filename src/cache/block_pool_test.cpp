@@ -139,6 +139,17 @@ TEST_CASE("block pool: what is released twice is not handed out twice") {
   CHECK(blocks == std::vector<BlockId>{0, 1, 2});
 }
 
+TEST_CASE("block pool: a new block is not written, whatever it held before") {
+  BlockPool pool(1);
+  const BlockId block = *pool.allocate();
+  CHECK(pool.written_len(block) == 0);
+  pool.set_written_len(block, 5);
+  CHECK(pool.written_len(block) == 5);
+  pool.release(block);
+  CHECK(*pool.allocate() == block);
+  CHECK(pool.written_len(block) == 0);
+}
+
 TEST_CASE("block pool: a released block waits for the steps in flight") {
   BlockPool pool(3);
   const BlockId first = *pool.allocate();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cache/invariant.h"
+#include "cache/slot.h"
 #include "common/error.h"
 
 namespace quire {
@@ -154,8 +155,7 @@ std::int64_t SequenceCache::slot(int token) const {
       token,
       ".");
   const auto block_idx = static_cast<std::size_t>(token / block_size_);
-  return static_cast<std::int64_t>(block_ids_[block_idx]) * block_size_ +
-         token % block_size_;
+  return make_slot(block_ids_[block_idx], block_size_, token % block_size_);
 }
 
 std::uint64_t SequenceCache::table_version() const {

@@ -431,7 +431,7 @@ rc::Gen<Op> any_op() {
 TEST_CASE("sequences: random operations agree with the model") {
   Counts counts;
   // 100 lists of 500 operations on average.
-  CHECK(rc::check("random operations agree with the model", [&] {
+  const bool agree = rc::check("random operations agree with the model", [&] {
     const Limits limits{
         .num_blocks = *rc::gen::inRange(1, 64),
         .block_size = *rc::gen::element(8, 16),
@@ -445,7 +445,8 @@ TEST_CASE("sequences: random operations agree with the model") {
     }
     model.finish();
     counts += model.counts();
-  }));
+  });
+  CHECK(agree);
   MESSAGE(
       counts.num_ops,
       " operations, ",
