@@ -31,7 +31,11 @@ const KvCacheOptions& validated(const KvCacheOptions& o) {
   return o;
 }
 
-void require_room(std::int64_t bytes, mx::StreamOrDevice s) {
+// Before anything is allocated, the pool's own lists included.
+const KvCacheOptions& require_room(
+    const KvCacheOptions& options,
+    mx::StreamOrDevice s) {
+  const std::int64_t bytes = kv_cache_bytes(options);
   const std::optional<MemoryRoom> room = memory_room(s);
   if (room && bytes > room->bytes) {
     throw std::runtime_error(
@@ -39,6 +43,7 @@ void require_room(std::int64_t bytes, mx::StreamOrDevice s) {
         format_bytes(bytes) + ", and " + room->limit + " is " +
         format_bytes(room->bytes) + ". Ask for fewer blocks.");
   }
+  return options;
 }
 
 // Memory whose contents are unspecified.
@@ -95,10 +100,9 @@ std::optional<MemoryRoom> memory_room(mx::StreamOrDevice s) {
 }
 
 KvCache::KvCache(const KvCacheOptions& options, mx::StreamOrDevice s)
-    : options_(validated(options)),
+    : options_(require_room(options, s)),
       pool_(options.num_blocks),
       tables_(std::make_unique<StepTables>()) {
-  require_room(memory_bytes(), s);
   const mx::Stream stream = mx::to_stream(s);
   for (int layer = 0; layer < options_.num_layers; ++layer) {
     k_caches_.push_back(

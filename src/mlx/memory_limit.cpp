@@ -197,28 +197,31 @@ std::optional<std::int64_t> mapped_bytes(const fs::path& root) {
 
 #endif
 
-std::optional<std::int64_t> address_space_room(const fs::path& root) {
+}  // namespace
+
+std::optional<std::int64_t> address_space_limit() {
   rlimit limit{};
   if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
     return std::nullopt;
   }
-  const std::optional<std::int64_t> mapped = mapped_bytes(root);
-  const auto bytes = static_cast<std::int64_t>(std::min<std::uint64_t>(
+  return static_cast<std::int64_t>(std::min<std::uint64_t>(
       limit.rlim_cur, std::numeric_limits<std::int64_t>::max()));
-  return mapped ? std::optional(bytes - *mapped) : std::nullopt;
 }
 
-}  // namespace
-
-std::optional<MemoryRoom> host_memory_room(const fs::path& root) {
+std::optional<MemoryRoom> host_memory_room(
+    const fs::path& root,
+    std::optional<std::int64_t> address_space_bytes) {
   std::optional<MemoryRoom> room;
   keep_smaller(room, available_memory(root), "the available memory");
   keep_smaller(
       room, control_group_room(root), "what the container's limit leaves");
-  keep_smaller(
-      room,
-      address_space_room(root),
-      "what the address-space limit (ulimit -v) leaves");
+  const std::optional<std::int64_t> mapped = mapped_bytes(root);
+  if (address_space_bytes && mapped) {
+    keep_smaller(
+        room,
+        *address_space_bytes - *mapped,
+        "what the address-space limit (ulimit -v) leaves");
+  }
   return room;
 }
 
