@@ -6,6 +6,18 @@
 
 namespace quire {
 
+/** Throws std::invalid_argument("[op] parts..."). Out of line, so that the
+ * message costs its callers nothing while it is not needed. */
+template <typename... Parts>
+[[noreturn, gnu::cold, gnu::noinline]] void throw_invalid(
+    std::string_view op,
+    const Parts&... parts) {
+  std::ostringstream message;
+  message << '[' << op << "] ";
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
 /**
  * Throws std::invalid_argument("[op] parts...") unless `ok`.
  *
@@ -14,13 +26,9 @@ namespace quire {
  */
 template <typename... Parts>
 void require(bool ok, std::string_view op, const Parts&... parts) {
-  if (ok) [[likely]] {
-    return;
+  if (!ok) [[unlikely]] {
+    throw_invalid(op, parts...);
   }
-  std::ostringstream message;
-  message << '[' << op << "] ";
-  (message << ... << parts);
-  throw std::invalid_argument(message.str());
 }
 
 }  // namespace quire
