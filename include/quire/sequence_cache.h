@@ -33,15 +33,13 @@ struct AppendResult {
  * copied.
  *
  * Copies: append() only says that the tail block must be copied. The next step
- * that begins carries the copies out, in the order of the appends, before it
- * writes tokens. That is enough to keep the source intact until then: it has
- * another owner or is pending, so that it can be handed out again before that
- * step begins only if its last owner lets it go without a step in flight, and
- * what its new owner writes into it, in that step or later, comes after the
- * copy. Once the step has begun, the pool keeps a released source pending. If
- * no sequence is released or truncated between the appends and begin_step(), no
- * block is both a source and a destination, and the copies may run in any
- * order.
+ * that begins carries the copies out, in the order of the appends and before it
+ * writes tokens; copies and writes of successive steps follow one another. So
+ * the source may be released, and even handed out again, before it was copied:
+ * what its new owner copies or writes into it comes later. If no sequence is
+ * released or truncated and no step completes between the appends and
+ * begin_step(), no block is both a source and a destination of that step, and
+ * its copies may run in any order; append_all() is such a batch.
  *
  * The pool must outlive its sequences. A moved-from sequence is empty and as
  * good as new. Not thread-safe: see BlockPool.
