@@ -434,7 +434,7 @@ TEST_CASE("sequences: random operations agree with the model") {
   const bool agree = rc::check("random operations agree with the model", [&] {
     const Limits limits{
         .num_blocks = *rc::gen::inRange(1, 64),
-        .block_size = *rc::gen::element(8, 16),
+        .block_size = *rc::gen::element(8, 16, 32),
         .max_seqs = 8,
         .max_append = *rc::gen::element(1, 8, 40)};
     const auto ops =
