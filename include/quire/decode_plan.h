@@ -14,7 +14,7 @@ struct DecodeDevice {
 /** One decode step as the schedule sees it. */
 struct DecodePlanRequest {
   int num_seqs = 0;
-  int max_seq_len = 0;            // tokens; upper bound over the batch
+  int max_seq_len = 0;                 // tokens; upper bound over the batch
   std::span<const int> seq_lens = {};  // [num_seqs]; empty: all max_seq_len
   int groups_per_split = 1;  // threadgroups that serve one split of a sequence
   int num_splits = 0;        // 0: chosen; else forced, see make_decode_plan
