@@ -1,0 +1,186 @@
+// The shipped decode kernels on the CPU: right, whatever the order in which
+// threads run. Compiled once a flavour; checks the kernels that are linked in.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "decode_case.h"
+
+using namespace quire;
+using namespace quire::metal_host;
+
+namespace {
+
+constexpr DType kDTypes[] = {DType::Float16, DType::BFloat16, DType::Float32};
+constexpr bool kFull = QUIRE_METAL_HOST_FULL != 0;
+
+bool is_compiled_in(const metal::DecodeLaunch& launch) {
+  static const auto names = [] {
+    const auto list = kernel_names();
+    return std::set<std::string>(list.begin(), list.end());
+  }();
+  return std::all_of(
+      launch.kernels.begin(), launch.kernels.end(), [](const auto& kernel) {
+        return names.count(kernel.kernel_name) > 0;
+      });
+}
+
+// Runs the case if its kernels are there; returns whether they are.
+bool check(
+    const DecodeCase& c,
+    const DecodeOptions& options = {},
+    unsigned schedule = 0) {
+  CAPTURE(c);
+  DecodeProblem problem(c);
+  const auto launch = make_launch(problem.args(), options);
+  if (!is_compiled_in(launch)) {
+    return false;
+  }
+  problem.watch(launch);
+  CHECK_NOTHROW(problem.run(launch, schedule));
+  CHECK(problem.max_error() <= error_bound(c));
+  return true;
+}
+
+// Calls run(case) for each instantiation that is linked in: types, head dims,
+// groups that fill it and groups that are padded.
+template <typename Run>
+void for_each_shape(const std::vector<int>& groups, Run run) {
+  for (const DType q : kDTypes) {
+    for (const DType kv : kDTypes) {
+      for (const int head_dim : metal::kHeadDims) {
+        for (const int group_size : groups) {
+          run(DecodeCase{
+              .q_dtype = q,
+              .kv_dtype = kv,
+              .head_dim = head_dim,
+              .group_size = group_size});
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("ragged sequences in several splits") {
+  int num_cases = 0;
+  int num_runs = 0;
+  for_each_shape({1, 2, 3, 4, 5, 7, 8}, [&](DecodeCase c) {
+    const std::vector<int> all = {8, 16, 32, 64, 128, 256};
+    const auto turn = static_cast<std::size_t>(num_cases++) % all.size();
+    const auto blocks = kFull ? all : std::vector<int>{all[turn]};
+    for (const int block_size : blocks) {
+      c.block_size = block_size;
+      c.num_kv_heads = 2;
+      c.seq_lens = {1, block_size, block_size + 1, 0, 257, block_size - 1};
+      c.num_splits = 4;
+      num_runs += check(c, {}, c.seed);
+    }
+  });
+  MESSAGE(num_runs << " runs");
+  CHECK(num_runs > 0);
+}
+
+TEST_CASE("one split writes the output itself") {
+  for_each_shape({1, 3, 4, 5, 8, 16}, [&](DecodeCase c) {
+    c.block_size = c.group_size == 4 ? 64 : 16;
+    c.seq_lens = {2 * c.block_size + 5, 0, 1};
+    check(c, {}, 2);
+  });
+}
+
+TEST_CASE("maxima that keep growing") {
+  for_each_shape({2, 8}, [&](DecodeCase c) {
+    c.seq_lens = {200};
+    c.num_splits = 3;
+    c.q_scale = 30.0f;
+    check(c);
+  });
+}
+
+TEST_CASE("any group size") {
+  for (const int group_size : {6, 9, 12, 24, 71}) {
+    DecodeCase c{.group_size = group_size, .seq_lens = {70, 9}};
+    c.num_splits = 2;
+    check(c);
+  }
+}
+
+TEST_CASE("many short sequences") {
+  DecodeCase c{.head_dim = 64, .group_size = 3, .num_kv_heads = 3};
+  for (int seq = 0; seq < 64; ++seq) {
+    c.seq_lens.push_back(seq * 7 % 50);
+  }
+  check(c);
+}
+
+TEST_CASE("the order of threads does not change a bit") {
+  DecodeCase c{.group_size = 4, .num_kv_heads = 2, .seq_lens = {300, 77}};
+  c.num_splits = 3;
+  std::vector<unsigned char> first;
+  for (unsigned schedule = 0; schedule < (kFull ? 200u : 8u); ++schedule) {
+    CAPTURE(schedule);
+    DecodeProblem problem(c);
+    const auto launch = make_launch(problem.args());
+    if (!is_compiled_in(launch)) {
+      return;
+    }
+    problem.watch(launch);
+    REQUIRE_NOTHROW(problem.run(launch, schedule));
+    if (first.empty()) {
+      first = problem.result();
+    }
+    CHECK(problem.result() == first);
+  }
+}
+
+TEST_CASE("lengths around the planner's thresholds, on every path") {
+  // Where one split becomes two, and where the granule moves a boundary.
+  for (const int seq_len : {63, 64, 65, 127, 128, 129, 511, 512, 513}) {
+    for (const int num_splits : {0, 1, 2, 64}) {
+      DecodeCase c{.group_size = 4, .seq_lens = {seq_len}};
+      c.num_splits = num_splits;
+      check(c);
+    }
+  }
+}
+
+TEST_CASE("max_seq_len sizes the launch, never the result") {
+  for (const int max_seq_len : {1, 64, 300, 100000}) {
+    DecodeCase c{.group_size = 4, .seq_lens = {400, 3}};
+    c.num_splits = 0;
+    check(c, {.max_seq_len = max_seq_len});
+  }
+}
+
+TEST_CASE("permuting the blocks does not change a bit") {
+  DecodeCase c{.group_size = 4, .num_kv_heads = 2, .seq_lens = {150}};
+  DecodeProblem problem(c);
+  const auto launch = make_launch(problem.args());
+  if (!is_compiled_in(launch)) {
+    return;
+  }
+  problem.run(launch);
+  const auto first = problem.result();
+  problem.permute_blocks();
+  problem.run(launch);
+  CHECK(problem.result() == first);
+}
+
+TEST_CASE("every variant worth trying is right") {
+  for (const int head_dim : {64, 128}) {
+    for (const int group_size : {1, 2, 4, 8}) {
+      for (const auto& variant : metal::decode_variants(
+               DType::Float16, DType::Float16, head_dim, group_size)) {
+        DecodeCase c{.head_dim = head_dim, .group_size = group_size};
+        c.seq_lens = {1, 257, 0, 90};
+        c.num_splits = 2;
+        check(c, {.variants = {variant}});
+      }
+    }
+  }
+}
