@@ -75,12 +75,10 @@ TEST_CASE("env: what cannot be used throws, with name, choices and value") {
     CHECK(message.find("[env] " + name + " must be") == 0);
     CHECK(message.find("got \"" + value + "\".") != std::string::npos);
   }
-  for (const char* number : {"", " 1", "1 ", "1.0", "0x1", "99999999999"}) {
+  for (const char* number : {" 1", "1 ", "1.0", "0x1", "99999999999"}) {
     CAPTURE(number);
-    if (*number) {
-      CHECK_THROWS_AS(
-          parse({{"QUIRE_NUM_THREADS", number}}), std::invalid_argument);
-    }
+    CHECK_THROWS_AS(
+        parse({{"QUIRE_NUM_THREADS", number}}), std::invalid_argument);
   }
 }
 
