@@ -1,0 +1,219 @@
+#include "kernels/cuda/decode_launch.h"
+
+#include <algorithm>
+#include <bit>
+#include <iterator>
+#include <limits>
+#include <numbers>
+
+namespace quire::cuda {
+namespace {
+
+constexpr int ceil_div(int a, int b) {
+  return (a + b - 1) / b;
+}
+
+bool known_head_dim(int head_dim) {
+  return std::find(std::begin(kHeadDims), std::end(kHeadDims), head_dim) !=
+         std::end(kHeadDims);
+}
+
+// Why the kernels do not serve a case; empty when they do.
+const char* unsupported(const DecodeParams& p, const DeviceLimits& limits) {
+  if (limits.compute_capability < 80) {
+    return "the CUDA kernels need compute capability 8.0 or newer";
+  }
+  if (!known_head_dim(p.head_dim)) {
+    return "the CUDA kernels have head dims 64, 80, 96, 128 and 256";
+  }
+  if (p.block_size < kMinBlockSize || p.block_size > kMaxBlockSize ||
+      !std::has_single_bit(static_cast<unsigned>(p.block_size))) {
+    return "the CUDA kernels need a block size that is a power of two from 8 "
+           "to 256";
+  }
+  return "";
+}
+
+// Leaders of one sequence's merge. A leader's threads collect the states of
+// the other CTAs one after another, about a microsecond for each few of them;
+// leaders wait for one another, so they must be few enough to run at once.
+int num_leaders(int quads, int pieces, int threads, int heads, int num_sms) {
+  const int wanted = quads * pieces / (2 * threads);
+  const int most = std::min(pieces / 2, num_sms / (2 * heads));
+  return static_cast<int>(std::bit_floor(
+      static_cast<unsigned>(std::max(1, std::min(wanted, most)))));
+}
+
+// The largest cluster of which every head's fits at once, or 0.
+int cluster_size(const DeviceLimits& limits, int heads, int num_ranges) {
+  for (int c = std::min(kMaxCluster, num_ranges); c > 1; --c) {
+    if (limits.active_clusters[c] >= heads) {
+      return c;
+    }
+  }
+  return 0;
+}
+
+// Shared memory where a cluster's CTAs leave their states.
+constexpr int cluster_bytes(int quads) {
+  return (quads + kMaxCluster * 2) * 5 * 4;
+}
+
+// Stages of the ring if one sequence is merged in clusters, 0 if it is not. The
+// merge by clusters saves about a microsecond but leaves SMs idle: worth it up
+// to 16k tokens with 3 stages, 2k with 2 or where launches overlap, as long as
+// less than half of the SMs idle.
+int cluster_stages(
+    const DeviceLimits& limits,
+    const DecodeLaunchOptions& options,
+    const TileShape& deep,
+    int tile_heads,
+    int bound,
+    int heads,
+    int cluster) {
+  if (cluster * heads * 2 < limits.num_sms - heads) {
+    return 0;
+  }
+  const int bytes = deep.smem_bytes(tile_heads) +
+                    cluster_bytes(tile_heads * (deep.head_dim / 4));
+  const bool fits = deep.stages == 3 && bytes <= limits.smem_per_cta_bytes;
+  if (bound > (fits && !options.overlap ? 24576 : 2048)) {
+    return 0;
+  }
+  return fits ? 3 : 2;
+}
+
+// Units in flight. Two start sooner, which counts while a warp has few; three
+// fill the memory pipe better while heads read in step (clusters of 2).
+int ring_stages(std::int64_t units_per_warp, bool in_step) {
+  if (units_per_warp < 6) {
+    return 2;
+  }
+  return units_per_warp < 64 || in_step ? 3 : 2;
+}
+
+}  // namespace
+
+DecodeChoice choose_decode_launch(
+    const DecodeParams& params,
+    DType q_dtype,
+    DType kv_dtype,
+    const DeviceLimits& limits,
+    const DecodeLaunchOptions& options) {
+  DecodeChoice choice;
+  choice.reason = unsupported(params, limits);
+  if (!choice) {
+    return choice;
+  }
+  const int group = params.num_q_heads / params.num_kv_heads;
+  const int kv_bytes = static_cast<int>(dtype_bytes(kv_dtype));
+  const SmemClass smem = smem_class(limits.compute_capability);
+
+  DecodeLaunch& l = choice.launch;
+  l.variant.kv_dtype = kv_dtype;
+  l.variant.head_dim = params.head_dim;
+  l.variant.convert = kv_bytes == 4 || q_dtype != kv_dtype;
+  const int few = kv_bytes == 4 ? 4 : 8;
+  const int many = 2 * few;
+  // A converted q takes the registers of a second tile of heads.
+  l.variant.max_heads =
+      group <= few || (kv_bytes == 2 && l.variant.convert) ? few : many;
+
+  DecodeKernelArgs& a = l.args;
+  a.q_dtype = q_dtype;
+  a.num_seqs = params.num_seqs;
+  a.max_blocks_per_seq = params.max_blocks_per_seq;
+  a.max_seq_len = static_cast<std::int32_t>(std::min<std::int64_t>(
+      static_cast<std::int64_t>(params.max_blocks_per_seq) * params.block_size,
+      std::numeric_limits<std::int32_t>::max() - kMaxBlockSize));
+  a.block_shift = std::countr_zero(static_cast<unsigned>(params.block_size));
+  a.num_kv_heads = params.num_kv_heads;
+  a.group_size = group;
+  a.head_tiles = ceil_div(group, l.variant.max_heads);
+  a.tile_heads = ceil_div(group, a.head_tiles);
+  a.token_stride =
+      static_cast<std::int64_t>(params.num_kv_heads) * params.head_dim;
+  a.block_stride = a.token_stride * params.block_size;
+  a.scale_log2 =
+      static_cast<float>(params.scale * std::numbers::log2e_v<double>);
+
+  const int heads = params.num_kv_heads * a.head_tiles;
+  const int quads = a.tile_heads * (params.head_dim / 4);
+  int num_ranges = std::max(1, limits.num_sms / heads);
+  a.num_splits = std::max(0, params.num_splits);
+  const bool dealt = a.num_splits == 0 && params.num_seqs == 1;
+  const int bound = options.max_seq_len > 0
+                        ? std::min(options.max_seq_len, a.max_seq_len)
+                        : a.max_seq_len;
+
+  const bool in_step = !dealt && a.num_splits == 0 && heads % 2 == 0 &&
+                       limits.active_clusters[2] > 0;
+  // Rings of 2 stages and clusters are compiled for q and cache of one 16-bit
+  // type and up to 8 heads.
+  if (!l.variant.convert && l.variant.max_heads == few) {
+    const TileShape deep = tile_shape(kv_bytes, params.head_dim, few, 3, smem);
+    const int cluster = cluster_size(limits, heads, num_ranges);
+    const int stages =
+        dealt && cluster > 0
+            ? cluster_stages(
+                  limits, options, deep, a.tile_heads, bound, heads, cluster)
+            : 0;
+    if (stages > 0) {
+      l.variant.cluster = true;
+      l.variant.max_stages = stages;
+      l.cluster = num_ranges = cluster;
+    } else {
+      const std::int64_t units =
+          std::int64_t{params.num_seqs} * bound / deep.unit_len();
+      l.variant.max_stages =
+          ring_stages(units / std::max(1, num_ranges * deep.warps), in_step);
+    }
+  }
+  const TileShape shape = tile_shape(
+      kv_bytes,
+      params.head_dim,
+      l.variant.max_heads,
+      l.variant.max_stages,
+      smem);
+  l.cta_threads = shape.warps * kWarpSize;
+  l.smem_bytes = shape.smem_bytes(a.tile_heads) +
+                 (l.variant.cluster ? cluster_bytes(quads) : 0);
+  if (shape.warps == 0 || l.smem_bytes > limits.smem_per_cta_bytes) {
+    choice.reason =
+        "the CUDA kernel's tile does not fit this GPU's shared "
+        "memory";
+    return choice;
+  }
+
+  l.overlap = options.overlap;
+  std::int64_t slots = 0;
+  if (a.num_splits > 0) {
+    a.num_splits =
+        std::min(a.num_splits, std::max(1, a.max_seq_len / shape.unit_len()));
+    const std::int64_t pieces =
+        static_cast<std::int64_t>(params.num_seqs) * a.num_splits;
+    l.grid = pieces * heads;
+    slots = a.num_splits > 1 ? l.grid : 0;
+  } else {
+    if (dealt && !l.variant.cluster) {
+      a.leaders =
+          num_leaders(quads, num_ranges, l.cta_threads, heads, limits.num_sms);
+    } else if (in_step) {
+      // CTAs of two heads of one range share a TPC and read in step: 0.4 %
+      // at 1 GB of KV and more, nothing below.
+      l.cluster = 2;
+    }
+    l.grid = static_cast<std::int64_t>(num_ranges) * heads;
+    slots = l.variant.cluster ? 0 : l.grid;
+  }
+  a.leader_quads = ceil_div(quads, a.leaders);
+  a.num_mail_slots = slots;
+  // A slot holds the partial output and its log-sum-exp once for 4 floats.
+  l.workspace_bytes = slots * quads * 5 * 4;
+  if (l.grid > std::numeric_limits<std::int32_t>::max()) {
+    choice.reason = "the CUDA kernel's grid would exceed 2^31 - 1 CTAs";
+  }
+  return choice;
+}
+
+}  // namespace quire::cuda

@@ -1,0 +1,554 @@
+#include <doctest/doctest.h>
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+
+#include "kernels/cpu/decode_test_inputs.h"
+#include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/reference/paged_decode_reference.h"
+
+#define QUIRE_CHECK_CUDA(call) check_cuda(#call, call)
+
+namespace quire::cuda {
+namespace {
+
+using test::DecodeCase;
+using test::DecodeInputs;
+using test::Normal;
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr DType kDTypes[] = {DType::Float16, DType::BFloat16, DType::Float32};
+
+// Skips, visibly, where there is no GPU.
+bool have_device() {
+  static const bool have = [] {
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+  }();
+  if (!have) {
+    MESSAGE("SKIPPED: no CUDA device");
+  }
+  return have;
+}
+
+std::string describe(const DecodeCase& c, int num_splits, bool clusters) {
+  std::string text =
+      std::string("q ") + dtype_name(c.q_dtype) + " cache " +
+      dtype_name(c.kv_dtype) + " heads " + std::to_string(c.num_q_heads) + "/" +
+      std::to_string(c.num_kv_heads) + " dim " + std::to_string(c.head_dim) +
+      " block " + std::to_string(c.block_size) + " splits " +
+      std::to_string(num_splits) + (clusters ? " clusters" : "") + " lens";
+  for (const int len : c.seq_lens) {
+    text += " " + std::to_string(len);
+  }
+  return text;
+}
+
+// A decode step in device memory.
+class DeviceStep {
+ public:
+  DeviceStep(DecodeInputs& inputs, int num_splits, bool clusters)
+      : args_(inputs.args(num_splits)),
+        q_(inputs.q),
+        k_(inputs.k),
+        v_(inputs.v),
+        table_(inputs.table),
+        lens_(std::vector<std::int32_t>(
+            args_.seq_lens,
+            args_.seq_lens + args_.params.num_seqs)),
+        out_(inputs.q.size() + 2 * DecodeInputs::kCanaries) {
+    DecodeChoice choice = choose_decode_launch(
+        args_.params,
+        args_.q_dtype,
+        args_.kv_dtype,
+        device_limits(0, clusters));
+    REQUIRE_MESSAGE(choice, choice.reason);
+    launch = choice.launch;
+    workspace_ = DeviceBuffer<std::byte>(
+        static_cast<std::size_t>(launch.workspace_bytes));
+    workspace_.fill(0xff);
+    launch.args.q = q_.data();
+    launch.args.k_cache = k_.data();
+    launch.args.v_cache = v_.data();
+    launch.args.block_table = table_.data();
+    launch.args.seq_lens = lens_.data();
+    launch.args.out = out_.data() + DecodeInputs::kCanaries;
+    launch.args.mail = reinterpret_cast<float*>(workspace_.data());
+    out_.fill(0xa5);
+  }
+
+  std::vector<std::byte> run() {
+    out_.fill(0xa5);
+    launch_decode(launch, nullptr);
+    QUIRE_CHECK_CUDA(cudaDeviceSynchronize());
+    return output();
+  }
+
+  std::vector<std::byte> output() const {
+    const std::vector<std::byte> all = out_.download();
+    const auto alive = [](std::byte b) { return b == std::byte{0xa5}; };
+    CHECK(
+        std::all_of(all.begin(), all.begin() + DecodeInputs::kCanaries, alive));
+    CHECK(std::all_of(all.end() - DecodeInputs::kCanaries, all.end(), alive));
+    return {
+        all.begin() + DecodeInputs::kCanaries,
+        all.end() - DecodeInputs::kCanaries};
+  }
+
+  bool mail_is_empty() const {
+    const std::vector<std::byte> words = workspace_.download();
+    return std::all_of(words.begin(), words.end(), [](std::byte b) {
+      return b == std::byte{0xff};
+    });
+  }
+
+  void set_lens(const std::vector<std::int32_t>& lens) {
+    lens_.upload(lens);
+  }
+  void set_table(const std::vector<std::int32_t>& table) {
+    table_.upload(table);
+  }
+
+  DecodeLaunch launch;
+
+ private:
+  DecodeArgs args_;
+  DeviceBuffer<std::byte> q_, k_, v_;
+  DeviceBuffer<std::int32_t> table_, lens_;
+  DeviceBuffer<std::byte> out_, workspace_;
+};
+
+std::vector<double> reference_of(DecodeInputs& inputs) {
+  std::vector<double> reference(static_cast<std::size_t>(inputs.out_size()));
+  quire::reference::paged_decode(inputs.args(), reference.data());
+  return reference;
+}
+
+// How far a 16-bit cache's result may be off: besides what test::tolerance
+// derives, softmax weights are rounded to the cache's type on their way into
+// the tensor cores. They sum to 1, so an output moves by at most that rounding
+// times the largest |v|, 4.5 in these inputs.
+double weight_rounding(DType kv_dtype) {
+  return kv_dtype == DType::Float32   ? 0.0
+         : kv_dtype == DType::Float16 ? 4.5 * 0x1p-12
+                                      : 4.5 * 0x1p-9;
+}
+
+double worst_error(
+    const std::vector<std::byte>& out,
+    const std::vector<double>& reference,
+    const DecodeCase& c,
+    double logit = 1.0) {
+  double worst = 0.0;
+  for (std::size_t i = 0; i < reference.size(); ++i) {
+    const double x = test::get(out, static_cast<std::int64_t>(i), c.q_dtype);
+    const double bound = test::tolerance(c.q_dtype, reference[i], logit) +
+                         weight_rounding(c.kv_dtype);
+    const double error = std::abs(x - reference[i]) / bound;
+    worst = std::isnan(error) ? std::numeric_limits<double>::infinity()
+                              : std::max(worst, error);
+  }
+  return worst;
+}
+
+// Runs a case with every split and merge; one line of the table if it is
+// wanted (QUIRE_TEST_TABLE=1).
+void check_case(const DecodeCase& c) {
+  DecodeInputs inputs(c, kNaN);
+  const std::vector<double> reference = reference_of(inputs);
+  for (const int num_splits : {0, 1, 3}) {
+    for (const bool clusters : {true, false}) {
+      if (clusters && num_splits > 0) {
+        continue;
+      }
+      DeviceStep step(inputs, num_splits, clusters);
+      const std::vector<std::byte> out = step.run();
+      const double worst = worst_error(out, reference, c);
+      const std::string name = describe(c, num_splits, clusters);
+      CHECK_MESSAGE(worst <= 1.0, name);
+      CHECK_MESSAGE(step.run() == out, name);  // same bits, mail reused
+      CHECK_MESSAGE(step.mail_is_empty(), name);
+      static const bool print = std::getenv("QUIRE_TEST_TABLE") != nullptr;
+      if (print) {
+        std::printf("%-110s %.3f\n", name.c_str(), worst);
+      }
+    }
+  }
+}
+
+constexpr std::array<std::pair<int, int>, 8> kHeads = {
+    {{4, 2}, {3, 3}, {9, 3}, {8, 2}, {7, 1}, {16, 2}, {32, 2}, {71, 1}}};
+constexpr std::array<int, 5> kBlockSizes = {8, 16, 32, 64, 128};
+
+std::vector<std::vector<int>> lengths(int block_size) {
+  return {
+      {0, 1, block_size - 1, block_size, block_size + 1, 0, 333, 65, 0},
+      {700},
+      {17, 0, 0, 2000}};
+}
+
+TEST_CASE("a few shapes agree with the double reference") {
+  if (!have_device()) {
+    return;
+  }
+  for (const DType kv : kDTypes) {
+    for (const int head_dim : {64, 80, 128}) {
+      for (const int block_size : {8, 32}) {
+        check_case(
+            {.q_dtype = kv,
+             .kv_dtype = kv,
+             .num_q_heads = 6,
+             .num_kv_heads = 2,
+             .head_dim = head_dim,
+             .block_size = block_size,
+             .seq_lens = {0, 1, 33, 200, 0}});
+      }
+    }
+    check_case(
+        {.q_dtype = DType::Float32,
+         .kv_dtype = kv,
+         .num_q_heads = 8,
+         .num_kv_heads = 1,
+         .head_dim = 128,
+         .block_size = 16,
+         .seq_lens = {300}});
+  }
+}
+
+TEST_CASE("every pair of types, head dim and block size agrees") {
+  if (!have_device()) {
+    return;
+  }
+  std::size_t turn = 0;
+  for (const DType q : kDTypes) {
+    for (const DType kv : kDTypes) {
+      for (const int head_dim : kHeadDims) {
+        for (int variant = 0; variant < 3; ++variant, ++turn) {
+          const auto [q_heads, kv_heads] = kHeads[turn % kHeads.size()];
+          const int block_size = kBlockSizes[turn % kBlockSizes.size()];
+          for (const std::vector<int>& lens : lengths(block_size)) {
+            check_case(
+                {.q_dtype = q,
+                 .kv_dtype = kv,
+                 .num_q_heads = q_heads,
+                 .num_kv_heads = kv_heads,
+                 .head_dim = head_dim,
+                 .block_size = block_size,
+                 .seq_lens = lens,
+                 .seed = static_cast<std::uint32_t>(turn + 1)});
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("many heads and long sequences agree") {
+  if (!have_device()) {
+    return;
+  }
+  std::vector<int> ragged(77);
+  std::mt19937 rng(7);
+  for (int& len : ragged) {
+    len = rng() % 5 == 0 ? 0 : static_cast<int>(rng() % 400);
+  }
+  for (const DType dtype : kDTypes) {
+    check_case(
+        {.q_dtype = dtype,
+         .kv_dtype = dtype,
+         .num_q_heads = 32,
+         .num_kv_heads = 8,
+         .head_dim = 128,
+         .block_size = 32,
+         .seq_lens = ragged});
+    check_case(
+        {.q_dtype = dtype,
+         .kv_dtype = dtype,
+         .num_q_heads = 2,
+         .num_kv_heads = 1,
+         .head_dim = 64,
+         .block_size = 16,
+         .seq_lens = {100000}});
+    check_case(
+        {.q_dtype = dtype,
+         .kv_dtype = dtype,
+         .num_q_heads = 32,
+         .num_kv_heads = 8,
+         .head_dim = 128,
+         .block_size = 32,
+         .seq_lens = {3000}});
+  }
+}
+
+TEST_CASE("extreme logits stay finite and right") {
+  if (!have_device()) {
+    return;
+  }
+  for (const DType dtype : kDTypes) {
+    DecodeCase c = {
+        .q_dtype = dtype,
+        .kv_dtype = dtype,
+        .num_q_heads = 4,
+        .num_kv_heads = 2,
+        .head_dim = 64,
+        .block_size = 16,
+        .seq_lens = {300, 5}};
+    for (const float gain : {0.0f, 1000.0f}) {
+      DecodeInputs inputs(c, kNaN);
+      for (std::int64_t i = 0; i < inputs.out_size(); ++i) {
+        test::put(inputs.q, i, gain * test::get(inputs.q, i, dtype), dtype);
+      }
+      const std::vector<double> reference = reference_of(inputs);
+      DeviceStep step(inputs, 0, true);
+      CHECK(worst_error(step.run(), reference, c, 4.0 * gain) <= 1.0);
+    }
+  }
+}
+
+TEST_CASE("a captured launch follows lengths and tables that change") {
+  if (!have_device()) {
+    return;
+  }
+  for (const int num_seqs : {1, 5}) {
+    DecodeCase c = {
+        .q_dtype = DType::Float16,
+        .kv_dtype = DType::Float16,
+        .num_q_heads = 32,
+        .num_kv_heads = 8,
+        .head_dim = 128,
+        .block_size = 32,
+        .seq_lens = std::vector<int>(static_cast<std::size_t>(num_seqs), 1500)};
+    DecodeInputs inputs(c, kNaN);
+    DeviceStep step(inputs, 0, num_seqs > 1);
+    const std::vector<std::int32_t> zeros(
+        static_cast<std::size_t>(num_seqs), 0);
+    step.set_lens(zeros);
+    cudaStream_t stream;
+    QUIRE_CHECK_CUDA(cudaStreamCreate(&stream));
+    decode_function(step.launch);  // loads: not allowed while capturing
+    QUIRE_CHECK_CUDA(
+        cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    launch_decode(step.launch, stream);
+    cudaGraph_t graph;
+    QUIRE_CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
+    cudaGraphExec_t replay;
+    QUIRE_CHECK_CUDA(cudaGraphInstantiate(&replay, graph, 0));
+
+    std::mt19937 rng(3);
+    for (int i = 0; i < 100; ++i) {
+      DecodeCase now = c;
+      std::vector<std::int32_t> lens = zeros;
+      for (std::size_t s = 0; s < lens.size() && i % 10 != 0; ++s) {
+        lens[s] = static_cast<std::int32_t>(rng() % (i % 10 == 9 ? 1500 : 200));
+      }
+      // The second half of the blocks trade places: another table.
+      std::vector<std::int32_t> table = inputs.table;
+      for (int s = 0; s < num_seqs && i % 2 == 1; ++s) {
+        std::swap(
+            table[static_cast<std::size_t>(s * inputs.width())],
+            table[static_cast<std::size_t>(s * inputs.width() + 3)]);
+      }
+      step.set_lens(lens);
+      step.set_table(table);
+      QUIRE_CHECK_CUDA(cudaGraphLaunch(replay, stream));
+      QUIRE_CHECK_CUDA(cudaStreamSynchronize(stream));
+      DecodeArgs args = inputs.args();
+      args.seq_lens = lens.data();
+      args.block_table = table.data();
+      std::vector<double> reference(
+          static_cast<std::size_t>(inputs.out_size()));
+      quire::reference::paged_decode(args, reference.data());
+      CAPTURE(i);
+      CHECK(worst_error(step.output(), reference, now) <= 1.0);
+    }
+    QUIRE_CHECK_CUDA(cudaGraphExecDestroy(replay));
+    QUIRE_CHECK_CUDA(cudaGraphDestroy(graph));
+    QUIRE_CHECK_CUDA(cudaStreamDestroy(stream));
+  }
+}
+
+TEST_CASE("with forced splits a row does not depend on its batch") {
+  if (!have_device()) {
+    return;
+  }
+  for (const DType dtype : kDTypes) {
+    for (const int num_splits : {1, 2, 4, 64}) {
+      DecodeCase c = {
+          .q_dtype = dtype,
+          .kv_dtype = dtype,
+          .num_q_heads = 8,
+          .num_kv_heads = 2,
+          .head_dim = 128,
+          .block_size = 16,
+          .seq_lens = {1100, 3, 0, 517, 64}};
+      DecodeInputs inputs(c, kNaN);
+      DeviceStep all(inputs, num_splits, true);
+      const std::vector<std::byte> out = all.run();
+      const std::size_t row = out.size() / c.seq_lens.size();
+      for (std::size_t s = 0; s < c.seq_lens.size(); ++s) {
+        DeviceStep alone(inputs, num_splits, true);
+        alone.launch.args.num_seqs = 1;
+        alone.launch.grid /= static_cast<std::int64_t>(c.seq_lens.size());
+        alone.launch.args.num_mail_slots /=
+            static_cast<std::int64_t>(c.seq_lens.size());
+        alone.launch.args.q =
+            static_cast<const std::byte*>(alone.launch.args.q) + s * row;
+        alone.launch.args.block_table +=
+            static_cast<std::int64_t>(s) * inputs.width();
+        alone.launch.args.seq_lens += s;
+        std::vector<std::byte> result = alone.run();
+        result.resize(row);
+        CAPTURE(num_splits);
+        CAPTURE(s);
+        CHECK(std::equal(
+            result.begin(),
+            result.end(),
+            out.begin() + static_cast<std::ptrdiff_t>(s * row)));
+      }
+    }
+  }
+}
+
+TEST_CASE("batches beyond 65,535 are right") {
+  if (!have_device()) {
+    return;
+  }
+  for (const auto& [num_seqs, q_heads, kv_heads] :
+       {std::array{70000, 8, 1}, std::array{8200, 8, 8}}) {
+    for (const int num_splits : {0, 2}) {
+      DecodeCase c = {
+          .q_dtype = DType::Float16,
+          .kv_dtype = DType::Float16,
+          .num_q_heads = q_heads,
+          .num_kv_heads = kv_heads,
+          .head_dim = 64,
+          .block_size = 8,
+          .seq_lens = std::vector<int>(static_cast<std::size_t>(num_seqs), 1),
+          .extra_width = 1};
+      DecodeInputs inputs(c, kNaN);
+      DeviceStep step(inputs, num_splits, true);
+      CHECK(worst_error(step.run(), reference_of(inputs), c) <= 1.0);
+    }
+  }
+}
+
+TEST_CASE("offsets beyond 2^31 elements reach the top blocks") {
+  if (!have_device()) {
+    return;
+  }
+  std::size_t free_bytes = 0;
+  std::size_t total_bytes = 0;
+  QUIRE_CHECK_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
+  // 20 GB of K and of V where the card has them, else 5 GB.
+  const std::size_t cache_bytes =
+      free_bytes > 44ull << 30 ? 20ull << 30 : 5ull << 30;
+  if (free_bytes < 2 * cache_bytes + (1ull << 30)) {
+    MESSAGE("SKIPPED: not enough memory");
+    return;
+  }
+  DecodeCase c = {
+      .q_dtype = DType::Float16,
+      .kv_dtype = DType::Float16,
+      .num_q_heads = 32,
+      .num_kv_heads = 8,
+      .head_dim = 128,
+      .block_size = 32,
+      .seq_lens = {96, 70}};
+  DecodeInputs inputs(c, kNaN);
+  DeviceStep small(inputs, 0, true);
+  const std::vector<std::byte> expected = small.run();
+  DeviceBuffer<std::byte> k(cache_bytes);
+  DeviceBuffer<std::byte> v(cache_bytes);
+  const std::size_t offset =
+      cache_bytes / (64 << 10) * (64 << 10) - inputs.k.size();
+  QUIRE_CHECK_CUDA(cudaMemcpy(
+      k.data() + offset, inputs.k.data(), inputs.k.size(), cudaMemcpyDefault));
+  QUIRE_CHECK_CUDA(cudaMemcpy(
+      v.data() + offset, inputs.v.data(), inputs.v.size(), cudaMemcpyDefault));
+  DeviceStep large(inputs, 0, true);
+  std::vector<std::int32_t> table = inputs.table;
+  for (std::int32_t& id : table) {
+    id = id == DecodeInputs::kUnusedId
+             ? id
+             : id + static_cast<std::int32_t>(offset / (64 << 10));
+  }
+  large.set_table(table);
+  large.launch.args.k_cache = k.data();
+  large.launch.args.v_cache = v.data();
+  CHECK(large.run() == expected);
+}
+
+CheckReport run_check(CheckArgs args) {
+  DeviceBuffer<CheckReport> report(std::vector<CheckReport>(1));
+  args.report = report.data();
+  launch_check(make_check_launch(args), nullptr);
+  return report.download()[0];
+}
+
+TEST_CASE("lengths and ids outside their bounds are found, never followed") {
+  if (!have_device()) {
+    return;
+  }
+  DecodeCase c = {
+      .q_dtype = DType::Float16,
+      .kv_dtype = DType::Float16,
+      .seq_lens = {40, 33},
+      .extra_width = 0};
+  DecodeInputs inputs(c, 1.0f);
+  DeviceStep step(inputs, 0, true);
+  DeviceBuffer<std::int32_t> lens(std::vector<std::int32_t>{40, 33});
+  DeviceBuffer<std::int32_t> table(inputs.table);
+  CheckArgs check;
+  check.seq_lens = lens.data();
+  check.block_table = table.data();
+  check.num_seqs = 2;
+  check.max_blocks_per_seq = inputs.width();
+  check.block_size = c.block_size;
+  check.num_blocks = inputs.args().params.num_blocks;
+  CHECK(run_check(check).kind == CheckReport::Ok);
+
+  lens.upload({40, inputs.width() * c.block_size + 1});
+  CheckReport report = run_check(check);
+  CHECK(report.kind == CheckReport::Length);
+  CHECK(report.index == 1);
+  CHECK(report.value == inputs.width() * c.block_size + 1);
+  step.set_lens({40, inputs.width() * c.block_size + 1});
+  step.run();  // the row is cut short: memcheck sees no read past the table
+
+  lens.upload({-1, 33});
+  CHECK(run_check(check).kind == CheckReport::Length);
+  step.set_lens({-1, 33});
+  const std::vector<std::byte> out = step.run();
+  CHECK(std::all_of(
+      out.begin(),
+      out.begin() + static_cast<std::ptrdiff_t>(out.size() / 2),
+      [](std::byte b) { return b == std::byte{0}; }));
+
+  lens.upload({40, 33});
+  std::vector<std::int32_t> bad = inputs.table;
+  bad[1] = check.num_blocks;
+  table.upload(bad);
+  report = run_check(check);
+  CHECK(report.kind == CheckReport::BlockId);
+  CHECK(report.value == check.num_blocks);
+
+  CheckArgs slots;
+  DeviceBuffer<std::int64_t> given(std::vector<std::int64_t>{-1, 5, 32});
+  slots.slots = given.data();
+  slots.num_slots_given = 3;
+  slots.num_slots = 33;
+  CHECK(run_check(slots).kind == CheckReport::Ok);
+  slots.num_slots = 32;
+  report = run_check(slots);
+  CHECK(report.kind == CheckReport::Slot);
+  CHECK(report.index == 2);
+}
+
+}  // namespace
+}  // namespace quire::cuda

@@ -1,0 +1,209 @@
+// The arithmetic of 8 tokens in float32 without tensor cores, for float32
+// caches.
+#pragma once
+
+#include "kernels/cuda/tile_loader.cuh"
+
+namespace quire::cuda {
+
+/// One warp's attention state of up to 4 or 8 query heads of one KV head.
+///
+/// A lane owns elements lane, lane + 32, ... of every head's query and output.
+/// Logits are lane sums of 32 (token, head) pairs at a time, scattered while
+/// they are reduced: 31 shuffles leave pair i in lane i. The exponentials go
+/// through shared memory to all lanes. A step reads each cache element from
+/// shared memory once and uses it for all heads; about 100 instructions a
+/// token for 8 heads of 128, a third of what an H100 issues while it reads
+/// the token from memory.
+template <TileShape kShape>
+class SimtStep {
+ public:
+  static constexpr int kHeadDim = kShape.head_dim;
+
+  /// `scratch`: the warp's 64 floats of shared memory.
+  __device__ __forceinline__ explicit SimtStep(float* scratch)
+      : scratch_(scratch) {}
+
+  __device__ __forceinline__ void
+  load_q(const DecodeKernelArgs& args, int64_t first_row, int num_heads) {
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) {
+        const int e = element(i);
+        q_[h][i] = h < num_heads && e < kHeadDim
+                       ? load_one(args, (first_row + h) * kHeadDim + e) *
+                             args.scale_log2
+                       : 0.0f;
+        o_[h][i] = 0.0f;
+      }
+    }
+    max_ = -INFINITY;
+    sum_ = 0.0f;
+  }
+
+  __device__ __forceinline__ void consume(const float* tile, int rows) {
+    const int lane = threadIdx.x % kWarpSize;
+    float x[kSteps];
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const float* const k = tile + step * kTokens * kHeadDim;
+      float s[kWarpSize];  // [kTokens][kHeads]
+#pragma unroll
+      for (int j = 0; j < kTokens; ++j) {
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+          s[j * kHeads + h] = 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < kElements; ++i) {
+          const float element_k = load(k + j * kHeadDim, i);
+#pragma unroll
+          for (int h = 0; h < kHeads; ++h) {
+            s[j * kHeads + h] = fmaf(element_k, q_[h][i], s[j * kHeads + h]);
+          }
+        }
+      }
+      const float logit = scatter_sum(s);
+      x[step] = step * kTokens + lane / kHeads < rows ? logit : -INFINITY;
+    }
+
+    float most = x[0];
+#pragma unroll
+    for (int step = 1; step < kSteps; ++step) {
+      most = fmaxf(most, x[step]);
+    }
+#pragma unroll
+    for (int d = kHeads; d < kWarpSize; d <<= 1) {
+      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, d));
+    }
+    most = fmaxf(fmaxf(max_, most), -1e30f);  // -inf - -inf is NaN
+    // The sums are rescaled only when a maximum grows by more than 2^8.
+    if (__any_sync(kAllLanes, most > max_ + 8.0f)) {
+      const float keep = exp2f(max_ - most);
+      max_ = most;
+      sum_ *= keep;
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        const float keep_h = __shfl_sync(kAllLanes, keep, h);
+#pragma unroll
+        for (int i = 0; i < kElements; ++i) {
+          o_[h][i] *= keep_h;
+        }
+      }
+    }
+    __syncwarp();  // the previous unit's exponentials have been read
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const float p = exp2f(x[step] - max_);
+      sum_ += p;
+      scratch_[step * kWarpSize + lane] = p;
+    }
+    __syncwarp();
+
+    const float* const v = tile + kShape.unit_len() * kHeadDim;
+#pragma unroll
+    for (int j = 0; j < kShape.unit_len(); ++j) {
+      float p[kHeads];
+#pragma unroll
+      for (int h = 0; h < kHeads; h += 4) {
+        const float4 p4 =
+            *reinterpret_cast<const float4*>(scratch_ + j * kHeads + h);
+        p[h] = p4.x;
+        p[h + 1] = p4.y;
+        p[h + 2] = p4.z;
+        p[h + 3] = p4.w;
+      }
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) {
+        const float element_v = load(v + j * kHeadDim, i);
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+          o_[h][i] = fmaf(p[h], element_v, o_[h][i]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void
+  store(float* partial, float2* state, int num_heads) {
+    const int lane = threadIdx.x % kWarpSize;
+    float sum = sum_;
+#pragma unroll
+    for (int d = kHeads; d < kWarpSize; d <<= 1) {
+      sum += __shfl_xor_sync(kAllLanes, sum, d);
+    }
+    if (lane < num_heads) {
+      state[lane] = make_float2(max_, sum);
+    }
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      if (h < num_heads) {
+#pragma unroll
+        for (int i = 0; i < kElements; ++i) {
+          if (element(i) < kHeadDim) {
+            partial[h * kShape.partial_stride() + element(i)] = o_[h][i];
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kHeads = kShape.max_heads;
+  static constexpr int kTokens = kWarpSize / kHeads;  // of one reduction
+  static constexpr int kSteps = kShape.unit_len() / kTokens;
+  static constexpr int kElements = (kHeadDim + kWarpSize - 1) / kWarpSize;
+
+  static __device__ __forceinline__ int element(int i) {
+    return threadIdx.x % kWarpSize + i * kWarpSize;
+  }
+
+  static __device__ __forceinline__ float load(const float* row, int i) {
+    if constexpr (kHeadDim % kWarpSize == 0) {
+      return row[element(i)];
+    } else {
+      return element(i) < kHeadDim ? row[element(i)] : 0.0f;
+    }
+  }
+
+  static __device__ __forceinline__ float load_one(
+      const DecodeKernelArgs& args,
+      int64_t at) {
+    switch (args.q_dtype) {
+      case DType::Float32:
+        return __ldg(static_cast<const float*>(args.q) + at);
+      case DType::Float16:
+        return __half2float(__ldg(static_cast<const __half*>(args.q) + at));
+      default:
+        return __bfloat162float(
+            __ldg(static_cast<const __nv_bfloat16*>(args.q) + at));
+    }
+  }
+
+  /// Sum over all lanes of s[lane]: each round sends half of the values to the
+  /// partner lane and keeps the sums of the other half.
+  template <int kHalf = kWarpSize / 2>
+  static __device__ __forceinline__ float scatter_sum(float (&s)[kWarpSize]) {
+    const bool upper = (threadIdx.x & kHalf) != 0;
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const float mine = upper ? s[i + kHalf] : s[i];
+      const float theirs = upper ? s[i] : s[i + kHalf];
+      s[i] = mine + __shfl_xor_sync(kAllLanes, theirs, kHalf);
+    }
+    if constexpr (kHalf > 1) {
+      return scatter_sum<kHalf / 2>(s);
+    } else {
+      return s[0];
+    }
+  }
+
+  float* const scratch_;
+  float q_[kHeads][kElements];
+  float o_[kHeads][kElements];
+  float max_;  // of head lane % kHeads
+  float sum_;  // of that head, this lane's tokens
+};
+
+}  // namespace quire::cuda
