@@ -19,6 +19,7 @@ CpuKernelInfo cpu_kernel_info() {
 }
 
 KernelSupport cpu_supports_paged_attention(const DecodeSignature& c) {
+  cpu::selected_isa();  // throws now for a QUIRE_CPU_ISA that cannot be had
   const cpu::Support support =
       cpu::supports_paged_decode(c.params, c.q_dtype, c.kv_dtype);
   return {support.ok, support.reason};

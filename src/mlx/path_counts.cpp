@@ -1,7 +1,9 @@
 #include "mlx/path_counts.h"
 
+#include <cstdio>
 #include <mutex>
 
+#include "common/env.h"
 #include "quire/runtime.h"
 
 namespace quire {
@@ -33,6 +35,15 @@ std::int64_t& field(PathCounts& counts, Path path) {
   return counts.gather;
 }
 
+// QUIRE_LOG: info says each reason for a fallback once, debug every time.
+void log_fallback(const std::string& reason, bool is_new) {
+  const std::string& level = env().log;
+  if (level == "debug" || (level == "info" && is_new)) {
+    std::fprintf(
+        stderr, "quire: paged_attention took gather: %s\n", reason.c_str());
+  }
+}
+
 }  // namespace
 
 void count_path(Path path, const std::string& fallback_reason) {
@@ -40,7 +51,8 @@ void count_path(Path path, const std::string& fallback_reason) {
   const std::lock_guard lock(c.mutex);
   ++field(c.counts, path);
   if (!fallback_reason.empty()) {
-    ++c.counts.fallbacks[fallback_reason];
+    const std::int64_t times = ++c.counts.fallbacks[fallback_reason];
+    log_fallback(fallback_reason, times == 1);
   }
 }
 
