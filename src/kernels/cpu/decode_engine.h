@@ -27,6 +27,13 @@ class DecodeEngine {
   /** As cpu::paged_decode(), on an instruction set of available_isas(). */
   void paged_decode(const DecodeArgs& args, Isa isa);
 
+  /** task(thread_idx) on every thread, as ThreadPool::run(): for timing. */
+  template <typename Task>
+  void run(const Task& task) {
+    const std::lock_guard lock(mutex_);
+    pool_.run(task);
+  }
+
   int num_threads() const {
     return pool_.size();
   }

@@ -43,6 +43,9 @@ struct Avx2 {
   QUIRE_SIMD bool any_greater(V a, V b) {
     return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
   }
+  QUIRE_SIMD float first(V x) {
+    return _mm256_cvtss_f32(x);
+  }
   QUIRE_SIMD float reduce_max(V x) {
     __m128 y =
         _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

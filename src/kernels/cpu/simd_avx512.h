@@ -43,6 +43,9 @@ struct Avx512 {
   QUIRE_SIMD bool any_greater(V a, V b) {
     return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
   }
+  QUIRE_SIMD float first(V x) {
+    return _mm512_cvtss_f32(x);
+  }
   QUIRE_SIMD float reduce_max(V x) {
     return _mm512_reduce_max_ps(x);
   }

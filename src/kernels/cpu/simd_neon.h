@@ -43,6 +43,9 @@ struct Neon {
   QUIRE_SIMD bool any_greater(V a, V b) {
     return vmaxvq_u32(vcgtq_f32(a, b)) != 0;
   }
+  QUIRE_SIMD float first(V x) {
+    return vgetq_lane_f32(x, 0);
+  }
   QUIRE_SIMD float reduce_max(V x) {
     return vmaxvq_f32(x);
   }

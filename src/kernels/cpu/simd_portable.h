@@ -49,6 +49,9 @@ struct Portable {
     const I x = a > b;
     return (x[0] | x[1] | x[2] | x[3]) != 0;
   }
+  QUIRE_SIMD float first(V x) {
+    return x[0];
+  }
   QUIRE_SIMD float reduce_max(V x) {
     const float a = x[0] > x[1] ? x[0] : x[1];
     const float b = x[2] > x[3] ? x[2] : x[3];

@@ -219,54 +219,68 @@ struct Step {
       {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
   /**
-   * scores[0, num_tokens) become weights relative to the head's maximum;
-   * returns the factor for what was accumulated before this tile.
+   * The scores of kHeads heads become weights relative to each head's maximum;
+   * alpha[h] is the factor for what was accumulated before this tile.
    *
    * The maximum grows in few tiles: one comparison finds out, and only then is
-   * it reduced across lanes. Sums stay spread over lanes to the end.
+   * it reduced across lanes. Sums stay spread over lanes to the end. Heads go
+   * side by side because one exp2 is a chain of about 60 cycles.
    */
-  static float weigh(const StepArgs& args, int head, float* scores) {
+  template <int kHeads>
+  static void
+  weigh(const StepArgs& args, int head, float* scores, float* alpha) {
     const int num_tokens = args.num_tokens;
     const int num_vectors = (num_tokens + kLanes - 1) / kLanes;
-    // Lanes past the tile repeat a score, which leaves the maximum as it is;
-    // their weights are taken out of the sum below.
-    for (int t = num_tokens; t < num_vectors * kLanes; ++t) {
-      scores[t] = scores[0];
-    }
     const V scale = S::set1(args.scale_log2);
-    V top = S::mul(S::load(scores), scale);
-    for (int i = 1; i < num_vectors; ++i) {
-      top = S::max(top, S::mul(S::load(scores + i * kLanes), scale));
-    }
+    float* max_log2 = args.max_log2 + head;
     float* lanes = args.sum + head * kSumLanes;
-    float max = args.max_log2[head];
-    float alpha = 1.0f;
-    V sum = S::load(lanes);
-    if (S::any_greater(top, S::set1(max))) {
-      const float next = S::reduce_max(top);
-      V factor = S::exp2(S::set1(max - next));
-      float first[kLanes];
-      S::store(first, factor);
-      alpha = first[0];
-      sum = S::mul(sum, factor);
-      max = next;
-      args.max_log2[head] = next;
+    V sum[kHeads];
+    V max[kHeads];
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      float* row = scores + h * kMaxTileTokens;
+      // Lanes past the tile repeat a score, which leaves the maximum as it is;
+      // their weights are taken out of the sum below.
+      for (int t = num_tokens; t < num_vectors * kLanes; ++t) {
+        row[t] = row[0];
+      }
+      V top = S::mul(S::load(row), scale);
+      for (int i = 1; i < num_vectors; ++i) {
+        top = S::max(top, S::mul(S::load(row + i * kLanes), scale));
+      }
+      sum[h] = S::load(lanes + h * kSumLanes);
+      max[h] = S::set1(max_log2[h]);
+      alpha[h] = 1.0f;
+      if (S::any_greater(top, max[h])) {
+        const float next = S::reduce_max(top);
+        const V factor = S::exp2(S::set1(max_log2[h] - next));
+        alpha[h] = S::first(factor);
+        sum[h] = S::mul(sum[h], factor);
+        max[h] = S::set1(next);
+        max_log2[h] = next;
+      }
     }
-    const V shift = S::set1(max);
-    const auto weight = [&](int i) __attribute__((always_inline)) {
+    const auto weight = [&](int h, int i) __attribute__((always_inline)) {
+      float* at = scores + h * kMaxTileTokens + i * kLanes;
       // One rounding: the difference is exact where it matters, near 0.
-      const V w = S::exp2(S::fms(S::load(scores + i * kLanes), scale, shift));
-      S::store(scores + i * kLanes, w);
+      const V w = S::exp2(S::fms(S::load(at), scale, max[h]));
+      S::store(at, w);
       return w;
     };
     for (int i = 0; i + 1 < num_vectors; ++i) {
-      sum = S::add(sum, weight(i));
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        sum[h] = S::add(sum[h], weight(h, i));
+      }
     }
     const int rest = num_tokens - (num_vectors - 1) * kLanes;
     const V valid = S::load(kOnesThenZeros + 16 - rest);
-    sum = S::fma(weight(num_vectors - 1), valid, sum);
-    S::store(lanes, sum);
-    return alpha;
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      S::store(
+          lanes + h * kSumLanes,
+          S::fma(weight(h, num_vectors - 1), valid, sum[h]));
+    }
   }
 
   // ---- weighted sum -------------------------------------------------------
@@ -389,9 +403,7 @@ struct Step {
         args.q + head * kHeadDim,
         scores,
         {args.prefetch_k, args.prefetch_offset, first ? args.num_prefetch : 0});
-    for (int h = 0; h < kHeads; ++h) {
-      alpha[h] = weigh(args, head + h, scores + h * kMaxTileTokens);
-    }
+    weigh<kHeads>(args, head, scores, alpha);
     add_heads<kHeads>(args, head, scores, alpha, first);
   }
 
