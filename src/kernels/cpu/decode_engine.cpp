@@ -167,7 +167,9 @@ class DecodeRun {
   void begin_range(Worker& worker, const Range& range) const;
   void end_range(const Range& range) const;
   void run_tile(Worker& worker, const Tile& now, const Tile& next) const;
-  void touch(const Tile& tile) const;
+  PrefetchStream find_segments(const Tile& tile, PrefetchSegment* segments)
+      const;
+  static void load_rest(const PrefetchStream& stream);
   template <typename Visit>
   void visit_parts(int seq, int& thread_idx, const Visit& visit) const;
 
@@ -384,8 +386,8 @@ void DecodeRun::walk(int thread_idx) const {
   Cursor cursor(*this, thread_idx);
   Tile tiles[2];
   cursor.next(tiles[0]);
-  // Nobody asked for the first tile ahead of time.
-  touch(tiles[0]);
+  PrefetchSegment segments[2 * kMaxTileTokens + 1];
+  load_rest(find_segments(tiles[0], segments));
   for (int i = 0; tiles[i].num_tokens > 0; i ^= 1) {
     const Tile& now = tiles[i];
     Tile& next = tiles[i ^ 1];
@@ -434,20 +436,47 @@ void DecodeRun::end_range(const Range& range) const {
   }
 }
 
-/** Plain loads, a line each in address order: they are never dropped. */
-void DecodeRun::touch(const Tile& tile) const {
+/** The lines of a tile in address order, K's before V's. */
+PrefetchStream DecodeRun::find_segments(
+    const Tile& tile,
+    PrefetchSegment* segments) const {
+  const std::int64_t begin = tile.range.begin_head * row_bytes_;
+  const std::int64_t bytes = tile.range.end_head * row_bytes_ - begin;
+  int num = 0;
   for (const void* cache : {args_.k_cache, args_.v_cache}) {
-    const auto* base = static_cast<const volatile std::byte*>(cache);
+    const std::byte* base = static_cast<const std::byte*>(cache) + begin;
+    const int first = num;
     for (int i = 0; i < tile.num_tokens; ++i) {
-      const std::int64_t end =
-          tile.row_offset[i] + tile.range.end_head * row_bytes_;
-      for (std::int64_t at =
-               tile.row_offset[i] + tile.range.begin_head * row_bytes_;
-           at < end;
-           at += kLineBytes) {
-        static_cast<void>(base[at]);
+      const std::byte* row = base + tile.row_offset[i];
+      if (num > first && segments[num - 1].end == row) {
+        segments[num - 1].end = row + bytes;
+      } else {
+        segments[num++] = {row, row + bytes};
       }
     }
+  }
+  // Where the stream stays at its end: any address that is cheap to ask for.
+  const auto* here = reinterpret_cast<const std::byte*>(segments);
+  segments[num] = {here, here};
+  return {segments[0].begin, segments[0].end, segments + std::min(num, 1)};
+}
+
+/**
+ * Plain loads of what no step has asked for: before the first tile, and where
+ * a tile is shorter than the next. Unlike a burst of prefetches they are never
+ * dropped.
+ */
+void DecodeRun::load_rest(const PrefetchStream& stream) {
+  const PrefetchSegment* next = stream.next;
+  const std::byte* at = stream.at;
+  const std::byte* end = stream.end;
+  while (at != end) {
+    for (; at < end; at += kLineBytes) {
+      static_cast<void>(*static_cast<const volatile std::byte*>(at));
+    }
+    at = next->begin;
+    end = next->end;
+    ++next;
   }
 }
 
@@ -457,40 +486,16 @@ void DecodeRun::run_tile(Worker& worker, const Tile& now, const Tile& next)
   const auto* v = static_cast<const std::byte*>(args_.v_cache);
   const State& state = now.range.state;
   const std::int64_t dim = p_.head_dim;
-  const int num_heads = now.range.end_head - now.range.begin_head;
-  // The rows of the next tile in address order, dealt out to this one's steps.
-  const int next_heads = next.range.end_head - next.range.begin_head;
-  const std::int64_t num_rows = std::int64_t{next.num_tokens} * next_heads;
-  std::int64_t prefetch_offset[kMaxTileTokens];
-  for (int i = 0; i < num_heads; ++i) {
-    const std::int64_t begin = num_rows * i / num_heads;
-    const std::int64_t end =
-        std::min(num_rows * (i + 1) / num_heads, begin + kMaxTileTokens);
-    int num_prefetch = 0;
-    if (begin < end) {
-      int token = static_cast<int>(begin / next_heads);
-      int head = static_cast<int>(begin % next_heads);
-      for (std::int64_t row = begin; row < end; ++row) {
-        prefetch_offset[num_prefetch++] =
-            next.row_offset[token] +
-            (next.range.begin_head + head) * row_bytes_;
-        if (++head == next_heads) {
-          head = 0;
-          ++token;
-        }
-      }
-    }
-    const int kv_head = now.range.begin_head + i;
-    const std::int64_t q_head = std::int64_t{kv_head} * group_size();
+  PrefetchSegment segments[2 * kMaxTileTokens + 1];
+  PrefetchStream ahead = find_segments(next, segments);
+  for (int head = now.range.begin_head; head < now.range.end_head; ++head) {
+    const std::int64_t q_head = std::int64_t{head} * group_size();
     kernel_.step({
-        .k = k + kv_head * row_bytes_,
-        .v = v + kv_head * row_bytes_,
+        .k = k + head * row_bytes_,
+        .v = v + head * row_bytes_,
         .row_offset = now.row_offset,
         .num_tokens = now.num_tokens,
-        .prefetch_k = k,
-        .prefetch_v = v,
-        .prefetch_offset = prefetch_offset,
-        .num_prefetch = num_prefetch,
+        .ahead = &ahead,
         .q = worker.q + q_head * dim,
         .group_size = group_size(),
         .scale_log2 = p_.scale * kLog2E,
@@ -499,6 +504,7 @@ void DecodeRun::run_tile(Worker& worker, const Tile& now, const Tile& next)
         .sum = state.sum + q_head * kSumLanes,
     });
   }
+  load_rest(ahead);
 }
 
 /**

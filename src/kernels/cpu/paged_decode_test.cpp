@@ -23,10 +23,11 @@ constexpr int kHeadDims[] = {64, 80, 96, 128, 256};
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr bool kSanitized = true;  // the same kinds of cases, fewer of them
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__) || \
+    defined(QUIRE_QEMU_SUBSET)
+constexpr bool kSubset = true;  // the same kinds of cases, fewer of them
 #else
-constexpr bool kSanitized = false;
+constexpr bool kSubset = false;
 #endif
 
 DecodeEngine& engine(int num_threads) {
@@ -83,7 +84,7 @@ TEST_CASE("paged_decode agrees with the double reference in every shape") {
       for (const int head_dim : kHeadDims) {
         for (const int group : kGroups) {
           ++num;
-          if (kSanitized && num % 5 != 0) {
+          if (kSubset && num % 5 != 0) {
             continue;
           }
           DecodeCase c;
@@ -119,7 +120,7 @@ TEST_CASE("paged_decode is right for every block size and split count") {
     c.block_size = block_size;
     c.num_q_heads = 6;
     c.seq_lens = ragged_lens(block_size);
-    c.seq_lens.push_back(kSanitized ? 300 : 2000);
+    c.seq_lens.push_back(kSubset ? 300 : 2000);
     DecodeInputs inputs(c, kInf);
     const std::vector<double> expected = reference_of(inputs);
     for (const Isa isa : cpu::available_isas()) {
@@ -139,7 +140,7 @@ TEST_CASE("paged_decode is right for a sequence of 100,000 tokens") {
   c.kv_dtype = DType::BFloat16;
   c.num_q_heads = 2;
   c.num_kv_heads = 1;
-  c.seq_lens = {kSanitized ? 5000 : 100000, 3};
+  c.seq_lens = {kSubset ? 5000 : 100000, 3};
   DecodeInputs inputs(c, kNan);
   const std::vector<double> expected = reference_of(inputs);
   for (const Isa isa : cpu::available_isas()) {
@@ -177,7 +178,7 @@ TEST_CASE("With q = 0 the result is the plain mean of the valid V rows") {
     c.num_q_heads = 3;
     c.num_kv_heads = 1;
     c.seq_lens.clear();
-    for (int len = 1; len <= 300; len += kSanitized ? 13 : 1) {
+    for (int len = 1; len <= 300; len += kSubset ? 13 : 1) {
       c.seq_lens.push_back(len);
     }
     DecodeInputs inputs(c, kNan);

@@ -21,13 +21,6 @@ struct ScatteredRows {
   const std::int64_t* offset;
 };
 
-/** Lines of rows to come that are asked for while a stage runs. */
-struct PrefetchRows {
-  const std::byte* base;
-  const std::int64_t* offset;
-  int num_rows;
-};
-
 template <typename S, typename T, int kHeadDim>
 struct Step {
   using V = typename S::V;
@@ -43,13 +36,36 @@ struct Step {
   }
 
   /**
-   * Into L2: rows 2 KiB apart, as in a tile of one head, fall into 8 of the 64
-   * sets of L1. Forced inline because gcc takes a function that only
-   * prefetches for one without effects and drops its calls.
+   * Asks for the next kLines lines of a stream. Into L2: what a tile reads of
+   * one head lies 2 KiB apart and would fall into 8 of L1's 64 sets. Forced
+   * inline because gcc takes a function that only prefetches for one without
+   * effects and drops its calls.
    */
-  QUIRE_SIMD void prefetch(const std::byte* p) {
-    __builtin_prefetch(p, 0, 2);
+  template <int kLines>
+  QUIRE_SIMD void prefetch(PrefetchStream& ahead) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLines; ++i) {
+      __builtin_prefetch(ahead.at, 0, 2);
+      ahead.at += 64;
+      if (ahead.at >= ahead.end) [[unlikely]] {
+        ahead.at = ahead.next->begin;
+        ahead.end = ahead.next->end;
+        // The last segment is empty: it is asked for again and again.
+        ahead.next += ahead.at != ahead.end;
+      }
+    }
   }
+
+  /**
+   * A step asks for as many lines as it reads, evenly over its time: three of
+   * four of K's lines between the multiplies of K q, the fourth in the softmax,
+   * V's lines between the multiplies of the weighted sum.
+   */
+  static constexpr bool asks_in_scores(int token) {
+    return token % 4 != 3;
+  }
+  /** The softmax's share for one vector of tokens, over all heads of a pass. */
+  static constexpr int kWeightLines = kRowLines * kLanes / 4;
 
   QUIRE_SIMD const T* elements(const std::byte* row) {
     return reinterpret_cast<const T*>(row);
@@ -58,23 +74,23 @@ struct Step {
   // ---- scores -------------------------------------------------------------
 
   /**
-   * Scores of kTokens tokens for kHeads heads. With kPrefetch, the lines of
-   * kTokens rows to come are asked for one by one between the multiplies: a
-   * burst of prefetches is partly dropped.
+   * Scores of kTokens tokens for kHeads heads. With kPrefetch, lines to come
+   * are asked for one by one between the multiplies: a burst of prefetches is
+   * partly dropped.
    */
   template <int kHeads, int kTokens, bool kPrefetch>
   QUIRE_SIMD void dot_rows(
       const std::byte* const* row,
       const float* q,
       float* scores,
-      const std::byte* const* prefetch_row) {
+      PrefetchStream& ahead) {
     V acc[kHeads * kTokens];
 #pragma GCC unroll 16
     for (int i = 0; i < kHeads * kTokens; ++i) {
       acc[i] = S::zero();
     }
     if constexpr (kIsPair<T>) {
-      dot_pairs<kHeads, kTokens, kPrefetch>(acc, row, q, prefetch_row);
+      dot_pairs<kHeads, kTokens, kPrefetch>(acc, row, q, ahead);
     } else {
       constexpr int kChunkBytes = 2 * kLanes * static_cast<int>(sizeof(T));
 #pragma GCC unroll 1
@@ -91,13 +107,10 @@ struct Step {
           V a;
           V b;
           S::load2(elements(row[t]) + c * kLanes, a, b);
-          if constexpr (kPrefetch) {
-            const int at = c / 2 * kChunkBytes;
-            if (at % 64 == 0) {
-              prefetch(prefetch_row[t] + at);
-              if constexpr (kChunkBytes > 64) {
-                prefetch(prefetch_row[t] + at + 64);
-              }
+          if (kPrefetch && asks_in_scores(t)) {
+            // Chunks of half a line ask for every second one.
+            if (kChunkBytes >= 64 || c % 4 == 0) {
+              prefetch<kChunkBytes <= 64 ? 1 : kChunkBytes / 64>(ahead);
             }
           }
 #pragma GCC unroll 16
@@ -112,8 +125,8 @@ struct Step {
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
           const V a = S::load1(elements(row[t]) + (kVectors - 1) * kLanes);
-          if constexpr (kPrefetch) {
-            prefetch(prefetch_row[t] + kRowBytes - 1);
+          if (kPrefetch && asks_in_scores(t)) {
+            prefetch<1>(ahead);
           }
 #pragma GCC unroll 16
           for (int h = 0; h < kHeads; ++h) {
@@ -133,7 +146,7 @@ struct Step {
       V* acc,
       const std::byte* const* row,
       const float* q,
-      const std::byte* const* prefetch_row) {
+      PrefetchStream& ahead) {
     constexpr int kPairBytes = 4 * kLanes;  // one vector
     constexpr int kWhole = kRowBytes / kPairBytes;
 #pragma GCC unroll 1
@@ -146,8 +159,8 @@ struct Step {
 #pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) {
         const auto k_pairs = S::load_pairs(row[t] + c * kPairBytes);
-        if constexpr (kPrefetch) {
-          prefetch(prefetch_row[t] + c * kPairBytes);
+        if (kPrefetch && asks_in_scores(t)) {
+          prefetch<1>(ahead);
         }
 #pragma GCC unroll 16
         for (int h = 0; h < kHeads; ++h) {
@@ -161,8 +174,8 @@ struct Step {
 #pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) {
         const auto k_pairs = S::load_half_pairs(row[t] + kWhole * kPairBytes);
-        if constexpr (kPrefetch) {
-          prefetch(prefetch_row[t] + kRowBytes - 1);
+        if (kPrefetch && asks_in_scores(t)) {
+          prefetch<1>(ahead);
         }
 #pragma GCC unroll 16
         for (int h = 0; h < kHeads; ++h) {
@@ -177,39 +190,32 @@ struct Step {
   }
 
   /** scores[h][t], h < kHeads, of all tokens of a tile. */
-  template <int kHeads>
+  template <int kHeads, bool kPrefetch>
   static void score_heads(
       ScatteredRows k,
       int num_tokens,
       const float* q,
       float* scores,
-      PrefetchRows ahead) {
+      PrefetchStream& stream) {
     constexpr int kTokens = S::kDotAccumulators / (kHeads == 3 ? 4 : kHeads);
+    PrefetchStream ahead = stream;  // in registers while the stage runs
     const std::byte* row[kTokens];
-    const std::byte* ahead_row[kTokens];
     int t = 0;
     for (; t + kTokens <= num_tokens; t += kTokens) {
 #pragma GCC unroll 16
       for (int i = 0; i < kTokens; ++i) {
         row[i] = k.base + k.offset[t + i];
       }
-      if (t + kTokens <= ahead.num_rows) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kTokens; ++i) {
-          ahead_row[i] = ahead.base + ahead.offset[t + i];
-        }
-        dot_rows<kHeads, kTokens, true>(row, q, scores + t, ahead_row);
-      } else {
-        dot_rows<kHeads, kTokens, false>(row, q, scores + t, nullptr);
-      }
+      dot_rows<kHeads, kTokens, kPrefetch>(row, q, scores + t, ahead);
     }
     if (t < num_tokens) {
       // The last row again in the spare places: nothing past it is read.
       for (int i = 0; i < kTokens; ++i) {
         row[i] = k.base + k.offset[min(t + i, num_tokens - 1)];
       }
-      dot_rows<kHeads, kTokens, false>(row, q, scores + t, nullptr);
+      dot_rows<kHeads, kTokens, kPrefetch>(row, q, scores + t, ahead);
     }
+    stream = ahead;
   }
 
   // ---- weights ------------------------------------------------------------
@@ -226,9 +232,14 @@ struct Step {
    * it reduced across lanes. Sums stay spread over lanes to the end. Heads go
    * side by side because one exp2 is a chain of about 60 cycles.
    */
-  template <int kHeads>
-  static void
-  weigh(const StepArgs& args, int head, float* scores, float* alpha) {
+  template <int kHeads, bool kPrefetch>
+  static void weigh(
+      const StepArgs& args,
+      int head,
+      float* scores,
+      float* alpha,
+      PrefetchStream& stream) {
+    PrefetchStream ahead = stream;
     const int num_tokens = args.num_tokens;
     const int num_vectors = (num_tokens + kLanes - 1) / kLanes;
     const V scale = S::set1(args.scale_log2);
@@ -265,6 +276,9 @@ struct Step {
       // One rounding: the difference is exact where it matters, near 0.
       const V w = S::exp2(S::fms(S::load(at), scale, max[h]));
       S::store(at, w);
+      if constexpr (kPrefetch) {
+        prefetch<kWeightLines / kHeads>(ahead);
+      }
       return w;
     };
     for (int i = 0; i + 1 < num_vectors; ++i) {
@@ -281,6 +295,7 @@ struct Step {
           lanes + h * kSumLanes,
           S::fma(weight(h, num_vectors - 1), valid, sum[h]));
     }
+    stream = ahead;
   }
 
   // ---- weighted sum -------------------------------------------------------
@@ -299,7 +314,7 @@ struct Step {
   }
 
   /** acc[h][slice] = acc[h][slice] * alpha[h] + sum over t of w[h][t] v[t]. */
-  template <int kHeads, int kWidth>
+  template <int kHeads, int kWidth, int kLines>
   static void add_slice(
       ScatteredRows v,
       int num_tokens,
@@ -307,9 +322,8 @@ struct Step {
       const float* weights,
       const float* alpha,
       float* acc,
-      PrefetchRows ahead,
-      int first_line,
-      int end_line) {
+      PrefetchStream& stream) {
+    PrefetchStream ahead = stream;
     V sum[kHeads][kWidth];
     float* base = acc + first_vector * kLanes;
 #pragma GCC unroll 16
@@ -321,12 +335,7 @@ struct Step {
       }
     }
     for (int t = 0; t < num_tokens; ++t) {
-      if (t < ahead.num_rows) {
-        const std::byte* row = ahead.base + ahead.offset[t];
-        for (int line = first_line; line < end_line; ++line) {
-          prefetch(row + 64 * line);
-        }
-      }
+      prefetch<kLines>(ahead);
       const T* row = elements(v.base + v.offset[t]) + first_vector * kLanes;
       V w[kHeads];
 #pragma GCC unroll 16
@@ -359,69 +368,82 @@ struct Step {
         S::store(base + h * kHeadDim + i * kLanes, sum[h][i]);
       }
     }
+    stream = ahead;
   }
 
-  template <int kHeads>
+  template <int kHeads, bool kPrefetch>
   static void add_heads(
       const StepArgs& args,
       int head,
       const float* weights,
       const float* alpha,
-      bool prefetch_rows) {
+      PrefetchStream& ahead) {
     constexpr int kWidth = slice_vectors(kHeads);
     constexpr int kSlices = kVectors / kWidth;
-    const PrefetchRows ahead = {
-        args.prefetch_v,
-        args.prefetch_offset,
-        prefetch_rows ? args.num_prefetch : 0};
+    constexpr int kLines = kPrefetch ? (kRowLines + kSlices - 1) / kSlices : 0;
     for (int i = 0; i < kSlices; ++i) {
-      add_slice<kHeads, kWidth>(
+      add_slice<kHeads, kWidth, kLines>(
           {args.v, args.row_offset},
           args.num_tokens,
           i * kWidth,
           weights,
           alpha,
           args.acc + head * kHeadDim,
-          ahead,
-          kRowLines * i / kSlices,
-          kRowLines * (i + 1) / kSlices);
+          ahead);
     }
   }
 
   // ---- the step -----------------------------------------------------------
 
   /** The three stages for kHeads heads from `head` on. */
-  template <int kHeads>
-  static void run_heads(const StepArgs& args, int head) {
+  template <int kHeads, bool kPrefetch>
+  static void run_heads(const StepArgs& args, int head, PrefetchStream& ahead) {
     alignas(64) float scores[kHeads * kMaxTileTokens];
     float alpha[kHeads];
-    // Only one pass over the tile announces the next one.
-    const bool first = head == 0;
-    score_heads<kHeads>(
+    score_heads<kHeads, kPrefetch>(
         {args.k, args.row_offset},
         args.num_tokens,
         args.q + head * kHeadDim,
         scores,
-        {args.prefetch_k, args.prefetch_offset, first ? args.num_prefetch : 0});
-    weigh<kHeads>(args, head, scores, alpha);
-    add_heads<kHeads>(args, head, scores, alpha, first);
+        ahead);
+    weigh<kHeads, kPrefetch>(args, head, scores, alpha, ahead);
+    add_heads<kHeads, kPrefetch>(args, head, scores, alpha, ahead);
+  }
+
+  /** Only the first pass over the tile asks for the next one. */
+  template <int kHeads>
+  static void
+  run_last_heads(const StepArgs& args, int head, PrefetchStream& ahead) {
+    if (head == 0) {
+      run_heads<kHeads, true>(args, head, ahead);
+    } else {
+      run_heads<kHeads, false>(args, head, ahead);
+    }
   }
 
   static void run(const StepArgs& args) {
+    PrefetchStream ahead = *args.ahead;
     int head = 0;
-    for (; head + 4 <= args.group_size; head += 4) {
-      run_heads<4>(args, head);
+    if (args.group_size >= 4) {
+      run_heads<4, true>(args, 0, ahead);
+      for (head = 4; head + 4 <= args.group_size; head += 4) {
+        run_heads<4, false>(args, head, ahead);
+      }
     }
     switch (args.group_size - head) {
       case 3:
-        return run_heads<3>(args, head);
+        run_last_heads<3>(args, head, ahead);
+        break;
       case 2:
-        return run_heads<2>(args, head);
+        run_last_heads<2>(args, head, ahead);
+        break;
       case 1:
-        return run_heads<1>(args, head);
+        run_last_heads<1>(args, head, ahead);
+        break;
       default:
-        return;
+        break;
     }
+    *args.ahead = ahead;
   }
 };
 

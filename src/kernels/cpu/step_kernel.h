@@ -17,6 +17,22 @@ inline constexpr int kMaxTileTokens = 64;
 /** A sum of weights is kept in this many parts until a range ends. */
 inline constexpr int kSumLanes = 16;
 
+/** Bytes side by side in a cache that will be read soon. */
+struct PrefetchSegment {
+  const std::byte* begin;
+  const std::byte* end;  // a whole number of lines after begin
+};
+
+/**
+ * Lines to ask for, in the order in which they will be read. The segments end
+ * with one of no bytes, on which the stream stays.
+ */
+struct PrefetchStream {
+  const std::byte* at;
+  const std::byte* end;
+  const PrefetchSegment* next;
+};
+
 /**
  * One step: all query heads of one KV head against one tile of tokens.
  * "Load order" is the order in which the vector code finds it cheapest to
@@ -27,12 +43,8 @@ struct StepArgs {
   const std::byte* v;
   const std::int64_t* row_offset;  // [num_tokens] bytes; the same in K and V
   int num_tokens;                  // 1 to kMaxTileTokens
-  // Rows that a later step reads, asked for while this one computes.
-  const std::byte* prefetch_k;
-  const std::byte* prefetch_v;
-  const std::int64_t* prefetch_offset;  // [num_prefetch] bytes
-  int num_prefetch;                     // at most num_tokens are used
-  const float* q;                       // [group_size, head_dim] load order
+  PrefetchStream* ahead;           // what the next tile reads
+  const float* q;                  // [group_size, head_dim] load order
   int group_size;
   float scale_log2;  // softmax scale * log2(e)
   float* acc;        // [group_size, head_dim] load order
