@@ -1,0 +1,90 @@
+#include "tools/cli/options.h"
+
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <string_view>
+#include <utility>
+
+#include "common/error.h"
+
+namespace quire::tools {
+
+namespace mx = mlx::core;
+
+CLI::Option* add_device_option(CLI::App& app, std::string& device) {
+  return app.add_option("--device", device, "Where to compute")
+      ->check(CLI::IsMember({"cpu", "metal", "cuda"}))
+      ->capture_default_str();
+}
+
+void use_device(const std::string& device) {
+  if (device == "cpu") {
+    mx::set_default_device(mx::Device::cpu);
+    return;
+  }
+  const mx::Device gpu(mx::Device::gpu);
+  require(
+      mx::is_available(gpu) && mx::metal::is_available() == (device == "metal"),
+      "--device",
+      "The MLX library in use must support the device; got \"",
+      device,
+      "\".");
+  mx::set_default_device(gpu);
+}
+
+CLI::Option* add_dtype_option(
+    CLI::App& app,
+    const std::string& flag,
+    std::string& dtype,
+    const std::string& description) {
+  return app.add_option(flag, dtype, description)
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+}
+
+mx::Dtype parse_dtype(const std::string& name) {
+  return name == "f32"   ? mx::float32
+         : name == "f16" ? mx::float16
+                         : mx::bfloat16;
+}
+
+std::string dtype_text(mx::Dtype dtype) {
+  return dtype == mx::float32 ? "f32" : dtype == mx::float16 ? "f16" : "bf16";
+}
+
+std::int64_t parse_size(const std::string& flag, const std::string& text) {
+  constexpr std::array<std::pair<std::string_view, double>, 12> kUnits{{
+      {"", 1},
+      {"B", 1},
+      {"kB", 1e3},
+      {"KB", 1e3},
+      {"MB", 1e6},
+      {"GB", 1e9},
+      {"K", 0x1p10},
+      {"KiB", 0x1p10},
+      {"M", 0x1p20},
+      {"MiB", 0x1p20},
+      {"G", 0x1p30},
+      {"GiB", 0x1p30},
+  }};
+  double number = 0;
+  const char* text_end = text.data() + text.size();
+  const auto [end, error] =
+      std::from_chars(text.data(), text_end, number, std::chars_format::fixed);
+  double bytes = -1;
+  for (const auto& [unit, factor] : kUnits) {
+    if (error == std::errc() && std::string_view(end, text_end) == unit) {
+      bytes = std::floor(number * factor);
+    }
+  }
+  require(
+      bytes >= 0 && bytes < 0x1p62,
+      flag,
+      "A size must be a number of bytes, with a unit if you like (kB, MB, GB, "
+      "KiB, MiB, GiB); got \"",
+      text,
+      "\".");
+  return static_cast<std::int64_t>(bytes);
+}
+
+}  // namespace quire::tools
