@@ -21,6 +21,20 @@ if(NOT MLX_ROOT)
   set(MLX_ROOT "${mlx_wheel}/mlx")
 endif()
 
+# MLX's own package asks for cuDNN and NCCL on CUDA, which only its library
+# needs, at run time; so the target is made here.
+if(QUIRE_WITH_CUDA)
+  add_library(mlx SHARED IMPORTED GLOBAL)
+  set_target_properties(mlx PROPERTIES IMPORTED_LOCATION
+                                       "${MLX_ROOT}/lib/libmlx.so")
+  target_include_directories(mlx INTERFACE "${MLX_ROOT}/include")
+  target_compile_features(mlx INTERFACE cxx_std_20)
+  target_link_options(mlx INTERFACE -Wl,--allow-shlib-undefined)
+  find_package(CUDAToolkit REQUIRED)
+  target_link_libraries(mlx INTERFACE CUDA::toolkit)
+  return()
+endif()
+
 # GLOBAL: a parent project that links quire needs the imported target too.
 find_package(MLX CONFIG REQUIRED GLOBAL PATHS "${MLX_ROOT}/share/cmake/MLX"
              NO_DEFAULT_PATH)

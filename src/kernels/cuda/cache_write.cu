@@ -8,9 +8,9 @@
 namespace quire::cuda {
 namespace {
 
-template <class T>
-struct alignas(8 * sizeof(T)) Eight {
-  T x[8];
+template <class T, int kElems>
+struct alignas(kElems * sizeof(T) < 16 ? kElems * sizeof(T) : 16) Pack {
+  T x[kElems];
 };
 
 template <class To, class From>
@@ -29,11 +29,11 @@ __device__ __forceinline__ To convert(From x) {
   }
 }
 
-/// A thread converts 8 elements of one token's K or V.
-template <class From, class To>
+/// A thread converts kElems elements of one token's K or V.
+template <class From, class To, int kElems>
 __global__ void __launch_bounds__(kWriteThreads)
     kv_append_kernel(const __grid_constant__ KvAppendArgs args) {
-  const int per_row = args.token_elems / 8;
+  const int per_row = args.token_elems / kElems;
   const int64_t i =
       static_cast<int64_t>(blockIdx.x) * kWriteThreads + threadIdx.x;
   const int64_t row = i / per_row;
@@ -46,30 +46,37 @@ __global__ void __launch_bounds__(kWriteThreads)
     return;
   }
   const bool is_v = row % 2 != 0;
-  const int64_t at = (i - row * per_row) * 8;
+  const int64_t at = (i - row * per_row) * kElems;
   const From* const from = static_cast<const From*>(is_v ? args.v : args.k) +
                            token * (is_v ? args.v_stride : args.k_stride) + at;
   To* const to = static_cast<To*>(is_v ? args.v_cache : args.k_cache) +
                  slot * args.token_elems + at;
-  const Eight<From> in = *reinterpret_cast<const Eight<From>*>(from);
-  Eight<To> out;
+  const Pack<From, kElems> in =
+      *reinterpret_cast<const Pack<From, kElems>*>(from);
+  Pack<To, kElems> out;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
+  for (int j = 0; j < kElems; ++j) {
     out.x[j] = convert<To>(in.x[j]);
   }
-  *reinterpret_cast<Eight<To>*>(to) = out;
+  *reinterpret_cast<Pack<To, kElems>*>(to) = out;
+}
+
+template <class From, class To>
+const void* kv_append_kernel_of(int elems) {
+  return elems == 8
+             ? reinterpret_cast<const void*>(&kv_append_kernel<From, To, 8>)
+             : reinterpret_cast<const void*>(&kv_append_kernel<From, To, 1>);
 }
 
 template <class From>
-const void* kv_append_kernel_to(DType to) {
+const void* kv_append_kernel_to(DType to, int elems) {
   switch (to) {
     case DType::Float32:
-      return reinterpret_cast<const void*>(&kv_append_kernel<From, float>);
+      return kv_append_kernel_of<From, float>(elems);
     case DType::Float16:
-      return reinterpret_cast<const void*>(&kv_append_kernel<From, __half>);
+      return kv_append_kernel_of<From, __half>(elems);
     default:
-      return reinterpret_cast<const void*>(
-          &kv_append_kernel<From, __nv_bfloat16>);
+      return kv_append_kernel_of<From, __nv_bfloat16>(elems);
   }
 }
 
@@ -116,50 +123,6 @@ __global__ void __launch_bounds__(kWriteThreads)
   }
 }
 
-__device__ void report(
-    const CheckArgs& args,
-    CheckReport::Kind kind,
-    int index,
-    int64_t value) {
-  if (atomicCAS(&args.report->kind, 0, static_cast<int>(kind)) == 0) {
-    args.report->index = index;
-    args.report->value = value;
-  }
-}
-
-/// A CTA checks a sequence's length, then its block ids; and slots.
-__global__ void __launch_bounds__(kWriteThreads)
-    check_kernel(const __grid_constant__ CheckArgs args) {
-  for (int s = blockIdx.x; s < args.num_seqs; s += gridDim.x) {
-    const int len = args.seq_lens[s];
-    const int64_t widest =
-        static_cast<int64_t>(args.max_blocks_per_seq) * args.block_size;
-    if (len < 0 || len > widest) {
-      if (threadIdx.x == 0) {
-        report(args, CheckReport::Length, s, len);
-      }
-      continue;
-    }
-    const int num_blocks = (len + args.block_size - 1) / args.block_size;
-    for (int b = threadIdx.x; b < num_blocks; b += kWriteThreads) {
-      const int id =
-          args.block_table
-              [static_cast<int64_t>(s) * args.max_blocks_per_seq + b];
-      if (id < 0 || id >= args.num_blocks) {
-        report(args, CheckReport::BlockId, s, id);
-      }
-    }
-  }
-  for (int i = blockIdx.x * kWriteThreads + threadIdx.x;
-       i < args.num_slots_given;
-       i += gridDim.x * kWriteThreads) {
-    const int64_t slot = args.slots[i];
-    if (slot < -1 || slot >= args.num_slots) {
-      report(args, CheckReport::Slot, i, slot);
-    }
-  }
-}
-
 __global__ void __launch_bounds__(kWriteThreads)
     fill_kernel(uint4* to, int64_t count) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kWriteThreads;
@@ -173,23 +136,19 @@ __global__ void __launch_bounds__(kWriteThreads)
 
 }  // namespace
 
-const void* kv_append_kernel_symbol(DType from, DType to) {
+const void* kv_append_kernel_symbol(DType from, DType to, int elems) {
   switch (from) {
     case DType::Float32:
-      return kv_append_kernel_to<float>(to);
+      return kv_append_kernel_to<float>(to, elems);
     case DType::Float16:
-      return kv_append_kernel_to<__half>(to);
+      return kv_append_kernel_to<__half>(to, elems);
     default:
-      return kv_append_kernel_to<__nv_bfloat16>(to);
+      return kv_append_kernel_to<__nv_bfloat16>(to, elems);
   }
 }
 
 const void* copy_blocks_kernel_symbol() {
   return reinterpret_cast<const void*>(&copy_blocks_kernel);
-}
-
-const void* check_kernel_symbol() {
-  return reinterpret_cast<const void*>(&check_kernel);
 }
 
 const void* fill_kernel_symbol() {

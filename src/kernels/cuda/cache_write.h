@@ -1,5 +1,4 @@
-// Writing the caches in place, and checking what a step says about them: plain
-// data, as decode_launch.h.
+// Writing the caches in place: plain data, as decode_launch.h.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +20,7 @@ struct KvAppendArgs {
   std::int64_t num_slots = 0;
   std::int64_t k_stride = 0;  // elements from a token to the next
   std::int64_t v_stride = 0;
-  std::int32_t token_elems = 0;  // num_kv_heads * head_dim, a multiple of 8
+  std::int32_t token_elems = 0;  // num_kv_heads * head_dim
   std::int32_t num_tokens = 0;
 };
 
@@ -29,6 +28,8 @@ struct KvAppendLaunch {
   KvAppendArgs args;
   DType dtype = DType::Float32;     // of k and v
   DType kv_dtype = DType::Float32;  // of the caches
+  std::int32_t elems = 8;           // of K or V a thread: 8, or 1 where rows
+                                    // are odd or not aligned to 16 bytes
   std::int64_t grid = 0;            // CTAs of kWriteThreads
 };
 
@@ -48,38 +49,25 @@ struct CopyBlocksLaunch {
   std::int32_t grid_y = 0;  // copies at a time
 };
 
-/// What check_kernel writes: the first fault it saw, kind 0 if none.
-struct CheckReport {
-  enum Kind : std::int32_t { Ok = 0, Length = 1, BlockId = 2, Slot = 3 };
-  std::int32_t kind = 0;
-  std::int32_t index = 0;  // sequence, or token of a slot
-  std::int64_t value = 0;
-};
-
-/// Arrays that are null are not checked.
-struct CheckArgs {
-  const std::int32_t* seq_lens = nullptr;     // [num_seqs]
-  const std::int32_t* block_table = nullptr;  // [num_seqs, max_blocks_per_seq]
-  const std::int64_t* slots = nullptr;        // [num_slots_given]
-  CheckReport* report = nullptr;              // zero before the launch
-  std::int64_t num_slots = 0;                 // of the cache
-  std::int32_t num_seqs = 0;
-  std::int32_t max_blocks_per_seq = 0;
-  std::int32_t block_size = 0;
-  std::int32_t num_blocks = 0;
-  std::int32_t num_slots_given = 0;
-};
-
-struct CheckLaunch {
-  CheckArgs args;
-  std::int32_t grid = 0;  // CTAs of kWriteThreads
-};
-
 inline KvAppendLaunch
 make_kv_append_launch(const KvAppendArgs& args, DType dtype, DType kv_dtype) {
-  const std::int64_t pieces =  // 8 elements of K or V each
-      static_cast<std::int64_t>(args.num_tokens) * (args.token_elems / 8) * 2;
-  return {args, dtype, kv_dtype, (pieces + kWriteThreads - 1) / kWriteThreads};
+  const auto aligned = [](const void* p) {
+    return reinterpret_cast<std::uintptr_t>(p) % 16 == 0;
+  };
+  KvAppendLaunch launch;
+  launch.args = args;
+  launch.dtype = dtype;
+  launch.kv_dtype = kv_dtype;
+  launch.elems = args.token_elems % 8 == 0 && args.k_stride % 8 == 0 &&
+                         args.v_stride % 8 == 0 && aligned(args.k) &&
+                         aligned(args.v) && aligned(args.k_cache) &&
+                         aligned(args.v_cache)
+                     ? 8
+                     : 1;
+  const std::int64_t threads = static_cast<std::int64_t>(args.num_tokens) *
+                               (args.token_elems / launch.elems) * 2;
+  launch.grid = (threads + kWriteThreads - 1) / kWriteThreads;
+  return launch;
 }
 
 inline CopyBlocksLaunch make_copy_blocks_launch(const CopyBlocksArgs& args) {
@@ -88,12 +76,6 @@ inline CopyBlocksLaunch make_copy_blocks_launch(const CopyBlocksArgs& args) {
       args,
       static_cast<std::int32_t>((pieces + kWriteThreads - 1) / kWriteThreads),
       args.num_copies < 4096 ? args.num_copies : 4096};
-}
-
-inline CheckLaunch make_check_launch(const CheckArgs& args) {
-  const int rows = args.num_seqs > args.num_slots_given ? args.num_seqs
-                                                        : args.num_slots_given;
-  return {args, rows < 1024 ? rows : 1024};
 }
 
 }  // namespace quire::cuda

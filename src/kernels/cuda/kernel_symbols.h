@@ -9,9 +9,8 @@ namespace quire::cuda {
 const void* decode_kernel_f16(const DecodeVariant& variant);
 const void* decode_kernel_bf16(const DecodeVariant& variant);
 const void* decode_kernel_f32(const DecodeVariant& variant);
-const void* kv_append_kernel_symbol(DType from, DType to);
+const void* kv_append_kernel_symbol(DType from, DType to, int elems);
 const void* copy_blocks_kernel_symbol();
-const void* check_kernel_symbol();
 const void* fill_kernel_symbol();
 
 }  // namespace quire::cuda

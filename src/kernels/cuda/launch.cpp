@@ -193,15 +193,12 @@ void init_workspace(void* workspace, std::int64_t bytes, cudaStream_t stream) {
 }
 
 CUfunction kv_append_function(const KvAppendLaunch& launch) {
-  return loaded(kv_append_kernel_symbol(launch.dtype, launch.kv_dtype), 0);
+  return loaded(
+      kv_append_kernel_symbol(launch.dtype, launch.kv_dtype, launch.elems), 0);
 }
 
 CUfunction copy_blocks_function() {
   return loaded(copy_blocks_kernel_symbol(), 0);
-}
-
-CUfunction check_function() {
-  return loaded(check_kernel_symbol(), 0);
 }
 
 CUfunction fill_function() {
@@ -210,7 +207,7 @@ CUfunction fill_function() {
 
 void launch_kv_append(const KvAppendLaunch& launch, cudaStream_t stream) {
   launch_plain(
-      kv_append_kernel_symbol(launch.dtype, launch.kv_dtype),
+      kv_append_kernel_symbol(launch.dtype, launch.kv_dtype, launch.elems),
       dim3(static_cast<unsigned>(launch.grid)),
       stream,
       &launch.args);
@@ -222,14 +219,6 @@ void launch_copy_blocks(const CopyBlocksLaunch& launch, cudaStream_t stream) {
       dim3(
           static_cast<unsigned>(launch.grid_x),
           static_cast<unsigned>(launch.grid_y)),
-      stream,
-      &launch.args);
-}
-
-void launch_check(const CheckLaunch& launch, cudaStream_t stream) {
-  launch_plain(
-      check_kernel_symbol(),
-      dim3(static_cast<unsigned>(launch.grid)),
       stream,
       &launch.args);
 }

@@ -43,11 +43,9 @@ void init_workspace(void* workspace, std::int64_t bytes, cudaStream_t stream);
 /** The kernels below as the driver knows them, for the current device. */
 CUfunction kv_append_function(const KvAppendLaunch& launch);
 CUfunction copy_blocks_function();
-CUfunction check_function();
 CUfunction fill_function();
 
 void launch_kv_append(const KvAppendLaunch& launch, cudaStream_t stream);
 void launch_copy_blocks(const CopyBlocksLaunch& launch, cudaStream_t stream);
-void launch_check(const CheckLaunch& launch, cudaStream_t stream);
 
 }  // namespace quire::cuda
