@@ -237,7 +237,9 @@ TEST_CASE("each query head reads its own KV head") {
       {16, 1},
       {9, 3},
       {71, 1}};
-  for (const auto& [num_q_heads, num_kv_heads] : heads) {
+  for (const auto& row : heads) {
+    const int num_q_heads = row[0];
+    const int num_kv_heads = row[1];
     CAPTURE(num_q_heads);
     MlxCase c(make_paged_case(
         {.seq_lens = {40, 3},
@@ -586,8 +588,7 @@ TEST_CASE("wrong arguments throw when the op is built") {
       error(good, {.num_splits = -2}) ==
       "[paged_attention] num_splits must not be negative; got -2.");
 
-  const int heads[][2] = {{33, 2}, {3, 2}, {0, 2}};
-  for (const auto& [num_q_heads, num_kv_heads] : heads) {
+  for (const int num_q_heads : {33, 3, 0}) {
     CHECK(
         with([&](MlxCase& c) {
           c.q = mx::zeros({2, num_q_heads, 64});

@@ -25,8 +25,8 @@ void require_backend(const char* op, mx::Stream stream) {
 std::pair<mx::array, mx::array> make_pair(
     const mx::array& k_cache,
     const mx::array& v_cache,
-    std::shared_ptr<mx::Primitive> primitive,
-    std::vector<mx::array> inputs) {
+    const std::shared_ptr<mx::Primitive>& primitive,
+    const std::vector<mx::array>& inputs) {
   std::vector<mx::array> out = mx::array::make_arrays(
       {k_cache.shape(), v_cache.shape()},
       {k_cache.dtype(), v_cache.dtype()},
