@@ -206,7 +206,7 @@ DecodeRun::DecodeRun(
   token_bytes_ = row_bytes_ * p_.num_kv_heads;
   tile_tokens_ = kMaxTileTokens;
   while (tile_tokens_ > kMinTileTokens &&
-         tile_tokens_ * 2 * token_bytes_ > kTileBytes) {
+         2 * token_bytes_ * tile_tokens_ > kTileBytes) {
     tile_tokens_ /= 2;
   }
 
@@ -239,8 +239,9 @@ DecodeRun::DecodeRun(
   state_floats_ = round_up(heads * (p_.head_dim + kSumLanes + 1), kLineFloats);
   // Shares: a thread's scratch and the two sequences its share may cut.
   // Splits: a thread's scratch, or a state for each split.
-  const std::int64_t num_states =
-      fixed_splits() && splits > 1 ? splits * p_.num_seqs : 3 * num_threads_;
+  const std::int64_t num_states = fixed_splits() && splits > 1
+                                      ? splits * p_.num_seqs
+                                      : std::int64_t{3} * num_threads_;
   num_merge_floats_ =
       fixed_splits() && splits == 1 ? 0 : num_states * heads * p_.head_dim;
   queries_ = workspace.reserve(static_cast<std::size_t>(
@@ -412,7 +413,8 @@ void DecodeRun::begin_range(Worker& worker, const Range& range) const {
       state.max_log2 + begin,
       state.max_log2 + end,
       -std::numeric_limits<float>::infinity());
-  std::fill(state.sum + begin * kSumLanes, state.sum + end * kSumLanes, 0.0f);
+  constexpr std::int64_t kLanes = kSumLanes;
+  std::fill(state.sum + begin * kLanes, state.sum + end * kLanes, 0.0f);
   const auto q_bytes = static_cast<std::int64_t>(dtype_bytes(args_.q_dtype));
   const std::byte* q =
       static_cast<const std::byte*>(args_.q) +

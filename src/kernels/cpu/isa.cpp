@@ -2,18 +2,30 @@
 
 #include <string>
 
+#if defined(QUIRE_CPU_X86)
+#include <cpuid.h>
+#endif
+
 #include "common/env.h"
 #include "common/error.h"
 
 namespace quire::cpu {
 namespace {
 
+#if defined(QUIRE_CPU_X86)
+// By hand, since clang 14's builtin does not know the name "f16c".
+bool supports_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 std::vector<Isa> find_isas() {
   std::vector<Isa> isas = {Isa::Portable};
 #if defined(QUIRE_CPU_X86)
   // These builtins also ask whether the system saves the wide registers.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+      supports_f16c()) {
     isas.push_back(Isa::Avx2);
   }
   if (isas.back() == Isa::Avx2 && __builtin_cpu_supports("avx512f") &&

@@ -4,6 +4,8 @@
 #include "kernels/cpu/cache_element.h"
 #include "kernels/cpu/roof_kernel.h"
 
+// Offsets here stay within the row of one token: int is wide enough.
+// NOLINTBEGIN(bugprone-implicit-widening-of-multiplication-result)
 namespace quire::cpu {
 
 template <typename S>
@@ -67,3 +69,4 @@ struct Roof {
 };
 
 }  // namespace quire::cpu
+// NOLINTEND(bugprone-implicit-widening-of-multiplication-result)

@@ -5,6 +5,8 @@
 
 #include "kernels/cpu/cache_element.h"
 
+// Offsets here stay within the row of one token: int is wide enough.
+// NOLINTBEGIN(bugprone-implicit-widening-of-multiplication-result)
 namespace quire::cpu {
 
 struct Avx512 {
@@ -188,3 +190,4 @@ struct Avx512 {
 };
 
 }  // namespace quire::cpu
+// NOLINTEND(bugprone-implicit-widening-of-multiplication-result)

@@ -5,6 +5,8 @@
 
 #include "kernels/cpu/cache_element.h"
 
+// Offsets here stay within the row of one token: int is wide enough.
+// NOLINTBEGIN(bugprone-implicit-widening-of-multiplication-result)
 namespace quire::cpu {
 
 struct Neon {
@@ -131,3 +133,4 @@ struct Neon {
 };
 
 }  // namespace quire::cpu
+// NOLINTEND(bugprone-implicit-widening-of-multiplication-result)

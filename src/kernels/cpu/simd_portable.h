@@ -7,6 +7,8 @@
 #include "kernels/cpu/cache_element.h"
 #include "kernels/float_bits.h"
 
+// Offsets here stay within the row of one token: int is wide enough.
+// NOLINTBEGIN(bugprone-implicit-widening-of-multiplication-result)
 namespace quire::cpu {
 
 struct Portable {
@@ -131,3 +133,4 @@ struct Portable {
 };
 
 }  // namespace quire::cpu
+// NOLINTEND(bugprone-implicit-widening-of-multiplication-result)

@@ -13,6 +13,8 @@
 #include "kernels/cpu/cache_element.h"
 #include "kernels/cpu/step_kernel.h"
 
+// Offsets here stay within the row of one token: int is wide enough.
+// NOLINTBEGIN(bugprone-implicit-widening-of-multiplication-result)
 namespace quire::cpu {
 
 /** Where the rows of a tile are: anywhere in the cache. */
@@ -197,6 +199,7 @@ struct Step {
       const float* q,
       float* scores,
       PrefetchStream& stream) {
+    // NOLINTNEXTLINE(bugprone-branch-clone): only where kHeads is 4
     constexpr int kTokens = S::kDotAccumulators / (kHeads == 3 ? 4 : kHeads);
     PrefetchStream ahead = stream;  // in registers while the stage runs
     const std::byte* row[kTokens];
@@ -576,3 +579,4 @@ StepKernel find_step(DType q_dtype, DType kv_dtype, int head_dim) {
 }
 
 }  // namespace quire::cpu
+// NOLINTEND(bugprone-implicit-widening-of-multiplication-result)
