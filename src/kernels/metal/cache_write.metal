@@ -12,9 +12,9 @@ using namespace metal;
 /// even. A slot outside the cache is skipped: -1 is padding, and a broken slot
 /// must not write elsewhere.
 ///
-/// Grid: (pieces, tokens, 2) threads; a thread moves 8 elements, z = 0 of K and
-/// z = 1 of V. No two tokens have the same slot.
-template <typename T, typename From>
+/// Grid: (pieces, tokens, 2) threads; a thread moves Piece elements, 8 or 1, z
+/// = 0 of K and z = 1 of V. No two tokens have the same slot.
+template <typename T, typename From, int Piece>
 [[kernel]] void kv_append(
     const device From* k [[buffer(0)]],
     const device From* v [[buffer(1)]],
@@ -33,17 +33,21 @@ template <typename T, typename From>
     return;
   }
   const device From* from =
-      (pos.z == 0 ? k : v) + (size_t(token) * p.num_pieces + piece) * 8;
+      (pos.z == 0 ? k : v) + (size_t(token) * p.num_pieces + piece) * Piece;
   device T* to = (pos.z == 0 ? k_cache : v_cache) +
-                 (size_t(slot) * p.num_pieces + piece) * 8;
-  for (int half_piece = 0; half_piece < 8; half_piece += 4) {
+                 (size_t(slot) * p.num_pieces + piece) * Piece;
+  if (Piece == 1) {
+    *to = static_cast<T>(float(*from));
+    return;
+  }
+  for (int i = 0; i < Piece; i += 4) {
     const vec<From, 4> x =
-        *reinterpret_cast<const device vec<From, 4>*>(from + half_piece);
+        *reinterpret_cast<const device vec<From, 4>*>(from + i);
     vec<T, 4> y;
     for (int c = 0; c < 4; ++c) {
       y[c] = static_cast<T>(float(x[c]));
     }
-    *reinterpret_cast<device vec<T, 4>*>(to + half_piece) = y;
+    *reinterpret_cast<device vec<T, 4>*>(to + i) = y;
   }
 }
 

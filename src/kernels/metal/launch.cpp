@@ -93,15 +93,22 @@ KernelLaunch combine_kernel(DType q) {
   return launch;
 }
 
-KernelLaunch append_kernel(DType dtype, DType kv_dtype) {
+// Elements a thread moves: rows of another size than 8 are not aligned for
+// more.
+int append_piece(int token_elems) {
+  return token_elems % 8 == 0 ? 8 : 1;
+}
+
+KernelLaunch append_kernel(DType dtype, DType kv_dtype, int piece) {
   KernelLaunch launch;
   launch.source = Source::CacheWrite;
   launch.kernel_name =
-      join("_", "quire_kv_append", dtype_name(dtype), dtype_name(kv_dtype));
+      join("_", "quire_kv_append", dtype_name(dtype), dtype_name(kv_dtype)) +
+      join("", "_e", piece);
   launch.instantiation = instantiate(
       launch.kernel_name,
       "kv_append",
-      join(", ", msl_type(kv_dtype), msl_type(dtype)));
+      join(", ", msl_type(kv_dtype), msl_type(dtype), piece));
   return launch;
 }
 
@@ -291,15 +298,15 @@ KernelLaunch make_kv_append_launch(
     DType dtype,
     DType kv_dtype) {
   require(
-      num_tokens > 0 && token_elems > 0 && token_elems % 8 == 0,
+      num_tokens > 0 && token_elems > 0,
       "make_kv_append_launch",
-      "num_tokens must be positive and token_elems a positive multiple of 8; "
-      "got ",
+      "num_tokens and token_elems must be positive; got ",
       num_tokens,
       " and ",
       token_elems,
       ".");
-  KernelLaunch launch = append_kernel(dtype, kv_dtype);
+  const int piece = append_piece(token_elems);
+  KernelLaunch launch = append_kernel(dtype, kv_dtype, piece);
   launch.buffers = {
       {Operand::K},
       {Operand::V},
@@ -309,8 +316,8 @@ KernelLaunch make_kv_append_launch(
   launch.constants = to_bytes(KvAppendParams{
       .num_slots = num_slots,
       .num_tokens = num_tokens,
-      .num_pieces = token_elems / 8});
-  set_pieces(launch, token_elems / 8, num_tokens);
+      .num_pieces = token_elems / piece});
+  set_pieces(launch, token_elems / piece, num_tokens);
   return launch;
 }
 
@@ -343,7 +350,9 @@ std::vector<KernelLaunch> all_kernels() {
   for (const DType q : kDTypes) {
     kernels.push_back(combine_kernel(q));
     for (const DType kv : kDTypes) {
-      kernels.push_back(append_kernel(q, kv));
+      for (const int piece : {1, 8}) {
+        kernels.push_back(append_kernel(q, kv, piece));
+      }
       for (const int head_dim : kHeadDims) {
         std::vector<DecodeVariant> seen;
         for (const int group_size : kPaddedGroupSizes) {

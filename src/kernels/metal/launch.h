@@ -119,7 +119,7 @@ DecodeLaunch make_decode_launch(
  * The launch that writes num_tokens rows of num_kv_heads * head_dim elements
  * to their slots: k, v, slot_mapping, k_cache, v_cache. A slot outside
  * [0, num_slots) is skipped.
- * Requires: token_elems is a multiple of 8; num_tokens > 0.
+ * Requires: num_tokens and token_elems are positive.
  */
 KernelLaunch make_kv_append_launch(
     int num_tokens,

@@ -202,10 +202,10 @@ TEST_CASE("the embedded source stands alone and names every kernel") {
 }
 
 TEST_CASE("cache writes cover every piece once") {
-  for (const int token_elems : {64, 240, 1024, 8 * 256, 128 * 256}) {
+  for (const int token_elems : {3, 33, 64, 240, 1024, 8 * 256, 128 * 256}) {
     const auto launch = make_kv_append_launch(
         5, 1ll << 32, token_elems, DType::Float32, DType::Float16);
-    const int pieces = token_elems / 8;
+    const int pieces = token_elems % 8 == 0 ? token_elems / 8 : token_elems;
     CHECK(launch.num_threads[0] <= kMaxThreads);
     CHECK(launch.num_threads[0] * launch.num_threadgroups[0] >= pieces);
     CHECK(launch.num_threads[0] * (launch.num_threadgroups[0] - 1) < pieces);
@@ -216,7 +216,7 @@ TEST_CASE("cache writes cover every piece once") {
     CHECK(constants.num_slots == 1ll << 32);
   }
   CHECK_THROWS_AS(
-      make_kv_append_launch(1, 1, 12, DType::Float32, DType::Float32),
+      make_kv_append_launch(1, 1, 0, DType::Float32, DType::Float32),
       std::invalid_argument);
   CHECK_THROWS_AS(make_copy_blocks_launch(1, 1, 24), std::invalid_argument);
 }

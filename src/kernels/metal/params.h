@@ -30,7 +30,7 @@ struct PagedCombineParams {
 struct KvAppendParams {
   int64_t num_slots;  // num_blocks * block_size
   int num_tokens;
-  int num_pieces;  // pieces of 8 elements in one token's row
+  int num_pieces;  // in one token's row
 };
 
 /// What copy_blocks needs to know.
