@@ -154,6 +154,7 @@ function(quire_metal_host_program name flavour objects_variable)
       "-DQUIRE_METAL_HOST_FULL=$<BOOL:${QUIRE_METAL_HOST_FULL}>"
       "-I${PROJECT_SOURCE_DIR}/src"
       "-I${PROJECT_SOURCE_DIR}/include"
+      "-I${PROJECT_SOURCE_DIR}/tests"
       "-I${PROJECT_SOURCE_DIR}/tests/metal_host"
       -g1
       ${HARNESS})

@@ -38,3 +38,7 @@ endif()
 # GLOBAL: a parent project that links quire needs the imported target too.
 find_package(MLX CONFIG REQUIRED GLOBAL PATHS "${MLX_ROOT}/share/cmake/MLX"
              NO_DEFAULT_PATH)
+if(CMAKE_CROSSCOMPILING AND CMAKE_SYSTEM_NAME STREQUAL "Darwin")
+  # There are no frameworks to link; the dynamic linker finds them on a Mac.
+  set_target_properties(mlx PROPERTIES INTERFACE_LINK_LIBRARIES "")
+endif()

@@ -1,5 +1,6 @@
 # quire_target(TARGET): the settings that every target of ours shares.
-# -Wrestrict misfires on std::string's operator+ in GCC 12 (its bug 105651).
+# -Wrestrict misfires on std::string's operator+ in GCC 12 (its bug 105651);
+# clang's -Wconversion means signs too, GCC's does not.
 function(quire_target target)
   target_compile_features(${target} PUBLIC cxx_std_20)
   set_target_properties(
@@ -16,6 +17,7 @@ function(quire_target target)
             -Wshadow
             -Wconversion>
             $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>
+            $<$<COMPILE_LANG_AND_ID:CXX,Clang,AppleClang>:-Wno-sign-conversion>
             $<$<AND:$<BOOL:${QUIRE_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
   if(QUIRE_SANITIZE)
     target_compile_options(

@@ -1,0 +1,108 @@
+// The fused path on Metal: plans, makes the launch, hands it to the encoder.
+#include <algorithm>
+
+#include <mlx/allocator.h>
+#include <mlx/backend/metal/device.h>
+
+#include "mlx/checks.h"
+#include "mlx/metal_launch.h"
+#include "mlx/paged_attention.h"
+#include "mlx/path_counts.h"
+
+namespace quire {
+namespace {
+
+metal::DecodeVariant variant_of(const DecodeSignature& c) {
+  return metal::default_variant(
+      c.q_dtype,
+      c.kv_dtype,
+      c.params.head_dim,
+      c.params.num_q_heads / c.params.num_kv_heads);
+}
+
+metal::DecodeLaunch launch_of(
+    const DecodeSignature& c,
+    const DecodePlan& plan) {
+  return metal::make_decode_launch(
+      c.params, c.q_dtype, c.kv_dtype, plan, variant_of(c));
+}
+
+}  // namespace
+
+const char* gpu_kernel_name() {
+  return "metal";
+}
+
+// Compiles both kernels, so that a fallback is still possible: the number of
+// splits is known only when the op runs, and may change from step to step.
+KernelSupport gpu_supports_paged_attention(const DecodeSignature& c) {
+  const metal::Support support = metal::supports_paged_decode(c.params);
+  if (!support.ok) {
+    return {false, support.reason};
+  }
+  const DecodePlan two_splits{.num_splits = 2, .split_size = kSplitGranule};
+  for (const auto& kernel : launch_of(c, two_splits).kernels) {
+    if (KernelSupport compiled = compile_metal_kernel(kernel); !compiled.ok) {
+      return compiled;
+    }
+  }
+  return {true, ""};
+}
+
+void PagedAttention::eval_gpu(
+    const std::vector<mx::array>& inputs,
+    std::vector<mx::array>& outputs) {
+  mx::array q = inputs[0];
+  mx::array k_cache = inputs[1];
+  mx::array v_cache = inputs[2];
+  mx::array block_table = inputs[3];
+  mx::array seq_lens = inputs[4];
+  mx::array& out = outputs[0];
+  require_row_contiguous("paged_attention", "k_cache", k_cache);
+  require_row_contiguous("paged_attention", "v_cache", v_cache);
+  const DecodeSignature c =
+      decode_signature(q, k_cache, block_table, scale_, num_splits_);
+  const int table_tokens = c.params.max_blocks_per_seq * c.params.block_size;
+
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  const DecodePlan plan = make_decode_plan(
+      {.num_seqs = c.params.num_seqs,
+       .max_seq_len = max_seq_len_ > 0 ? std::min(max_seq_len_, table_tokens)
+                                       : table_tokens,
+       .groups_per_split = metal::groups_per_split(c.params, variant_of(c)),
+       .num_splits = num_splits_},
+      metal_decode_device());
+  const metal::DecodeLaunch launch = launch_of(c, plan);
+
+  mx::array workspace(
+      {static_cast<int>(launch.workspace_bytes / 4)}, mx::float32, nullptr, {});
+  if (launch.workspace_bytes > 0) {
+    workspace.set_data(mx::allocator::malloc(
+        static_cast<std::size_t>(launch.workspace_bytes)));
+    mx::metal::get_command_encoder(stream()).add_temporary(workspace);
+  }
+  const auto array_of = [&](metal::Operand operand) -> mx::array& {
+    switch (operand) {
+      case metal::Operand::Q:
+        return q;
+      case metal::Operand::KCache:
+        return k_cache;
+      case metal::Operand::VCache:
+        return v_cache;
+      case metal::Operand::BlockTable:
+        return block_table;
+      case metal::Operand::SeqLens:
+        return seq_lens;
+      case metal::Operand::Workspace:
+        return workspace;
+      default:
+        return out;
+    }
+  };
+  for (const metal::KernelLaunch& kernel : launch.kernels) {
+    enqueue_metal_kernel(kernel, array_of, stream());
+  }
+  count_path(Path::FusedMetal);
+}
+
+}  // namespace quire
