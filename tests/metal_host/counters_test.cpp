@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <string>
 
-#include "decode_case.h"
+#include "host_case.h"
 #include "lockstep.h"
 
 using namespace quire;
@@ -38,7 +38,7 @@ lockstep::Counters operator-(
 
 // The shape's arithmetic, as paged_decode.metal names it.
 struct Design {
-  const DecodeCase& c;
+  const HostCase& c;
   metal::DecodeVariant v;
   int kv_bytes = static_cast<int>(dtype_bytes(c.kv_dtype));
   int elems = c.head_dim / v.lanes;
@@ -86,7 +86,7 @@ struct Work {
 };
 
 Work count_work(const Design& d, const DecodePlan& plan, int width) {
-  const DecodeCase& c = d.c;
+  const HostCase& c = d.c;
   Work work;
   const int step = d.v.step_size();
   const int steps_a_split = plan.split_size / step;
@@ -122,9 +122,9 @@ Work count_work(const Design& d, const DecodePlan& plan, int width) {
   return work;
 }
 
-void check_counters(const DecodeCase& c) {
+void check_counters(const HostCase& c) {
   CAPTURE(c);
-  DecodeProblem problem(c);
+  HostProblem problem(c);
   const Design d{
       c,
       metal::default_variant(c.q_dtype, c.kv_dtype, c.head_dim, c.group_size)};
@@ -240,7 +240,7 @@ TEST_CASE("counters follow from the design, exactly") {
   for (const DType kv : {DType::Float16, DType::Float32}) {
     for (const int head_dim : metal::kHeadDims) {
       for (const int group_size : {1, 2, 3, 4, 7, 8, 16}) {
-        DecodeCase c{
+        HostCase c{
             .q_dtype = kv,
             .kv_dtype = kv,
             .head_dim = head_dim,
@@ -258,7 +258,7 @@ TEST_CASE("counters follow from the design, exactly") {
 TEST_CASE("counters with q of another type") {
   for (const DType q : {DType::BFloat16, DType::Float32}) {
     for (const int group_size : {1, 4, 8}) {
-      DecodeCase c{
+      HostCase c{
           .q_dtype = q,
           .head_dim = 80,
           .group_size = group_size,
@@ -274,7 +274,7 @@ TEST_CASE("a loop iteration costs no more than the design study's") {
       "head_dim group | K/V bytes  loads 16 B  8 B  4 B | shuffles  exp2 |"
       " a (token, KV head) in the loop\n");
   for (const Floor& floor : kFloors) {
-    DecodeCase c{
+    HostCase c{
         .kv_dtype = floor.kv_dtype,
         .head_dim = floor.head_dim,
         .group_size = floor.group_size};

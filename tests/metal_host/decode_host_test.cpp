@@ -7,7 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "decode_case.h"
+#include "host_case.h"
+#include "support/conformance.h"
 
 using namespace quire;
 using namespace quire::metal_host;
@@ -30,11 +31,11 @@ bool is_compiled_in(const metal::DecodeLaunch& launch) {
 
 // Runs the case if its kernels are there; returns whether they are.
 bool check(
-    const DecodeCase& c,
+    const HostCase& c,
     const DecodeOptions& options = {},
     unsigned schedule = 0) {
   CAPTURE(c);
-  DecodeProblem problem(c);
+  HostProblem problem(c);
   const auto launch = make_launch(problem.args(), options);
   if (!is_compiled_in(launch)) {
     return false;
@@ -53,7 +54,7 @@ void for_each_shape(const std::vector<int>& groups, Run run) {
     for (const DType kv : kDTypes) {
       for (const int head_dim : metal::kHeadDims) {
         for (const int group_size : groups) {
-          run(DecodeCase{
+          run(HostCase{
               .q_dtype = q,
               .kv_dtype = kv,
               .head_dim = head_dim,
@@ -69,7 +70,7 @@ void for_each_shape(const std::vector<int>& groups, Run run) {
 TEST_CASE("ragged sequences in several splits") {
   int num_cases = 0;
   int num_runs = 0;
-  for_each_shape({1, 2, 3, 4, 5, 7, 8}, [&](DecodeCase c) {
+  for_each_shape({1, 2, 3, 4, 5, 7, 8}, [&](HostCase c) {
     const std::vector<int> all = {8, 16, 32, 64, 128, 256};
     const auto turn = static_cast<std::size_t>(num_cases++) % all.size();
     const auto blocks = kFull ? all : std::vector<int>{all[turn]};
@@ -86,7 +87,7 @@ TEST_CASE("ragged sequences in several splits") {
 }
 
 TEST_CASE("one split writes the output itself") {
-  for_each_shape({1, 3, 4, 5, 8, 16}, [&](DecodeCase c) {
+  for_each_shape({1, 3, 4, 5, 8, 16}, [&](HostCase c) {
     c.block_size = c.group_size == 4 ? 64 : 16;
     c.seq_lens = {2 * c.block_size + 5, 0, 1};
     check(c, {}, 2);
@@ -94,7 +95,7 @@ TEST_CASE("one split writes the output itself") {
 }
 
 TEST_CASE("maxima that keep growing") {
-  for_each_shape({2, 8}, [&](DecodeCase c) {
+  for_each_shape({2, 8}, [&](HostCase c) {
     c.seq_lens = {200};
     c.num_splits = 3;
     c.q_scale = 30.0f;
@@ -104,14 +105,14 @@ TEST_CASE("maxima that keep growing") {
 
 TEST_CASE("any group size") {
   for (const int group_size : {6, 9, 12, 24, 71}) {
-    DecodeCase c{.group_size = group_size, .seq_lens = {70, 9}};
+    HostCase c{.group_size = group_size, .seq_lens = {70, 9}};
     c.num_splits = 2;
     check(c);
   }
 }
 
 TEST_CASE("many short sequences") {
-  DecodeCase c{.head_dim = 64, .group_size = 3, .num_kv_heads = 3};
+  HostCase c{.head_dim = 64, .group_size = 3, .num_kv_heads = 3};
   for (int seq = 0; seq < 64; ++seq) {
     c.seq_lens.push_back(seq * 7 % 50);
   }
@@ -119,12 +120,12 @@ TEST_CASE("many short sequences") {
 }
 
 TEST_CASE("the order of threads does not change a bit") {
-  DecodeCase c{.group_size = 4, .num_kv_heads = 2, .seq_lens = {300, 77}};
+  HostCase c{.group_size = 4, .num_kv_heads = 2, .seq_lens = {300, 77}};
   c.num_splits = 3;
   std::vector<unsigned char> first;
   for (unsigned schedule = 0; schedule < (kFull ? 200u : 8u); ++schedule) {
     CAPTURE(schedule);
-    DecodeProblem problem(c);
+    HostProblem problem(c);
     const auto launch = make_launch(problem.args());
     if (!is_compiled_in(launch)) {
       return;
@@ -142,7 +143,7 @@ TEST_CASE("lengths around the planner's thresholds, on every path") {
   // Where one split becomes two, and where the granule moves a boundary.
   for (const int seq_len : {63, 64, 65, 127, 128, 129, 511, 512, 513}) {
     for (const int num_splits : {0, 1, 2, 64}) {
-      DecodeCase c{.group_size = 4, .seq_lens = {seq_len}};
+      HostCase c{.group_size = 4, .seq_lens = {seq_len}};
       c.num_splits = num_splits;
       check(c);
     }
@@ -151,15 +152,15 @@ TEST_CASE("lengths around the planner's thresholds, on every path") {
 
 TEST_CASE("max_seq_len sizes the launch, never the result") {
   for (const int max_seq_len : {1, 64, 300, 100000}) {
-    DecodeCase c{.group_size = 4, .seq_lens = {400, 3}};
+    HostCase c{.group_size = 4, .seq_lens = {400, 3}};
     c.num_splits = 0;
     check(c, {.max_seq_len = max_seq_len});
   }
 }
 
 TEST_CASE("permuting the blocks does not change a bit") {
-  DecodeCase c{.group_size = 4, .num_kv_heads = 2, .seq_lens = {150}};
-  DecodeProblem problem(c);
+  HostCase c{.group_size = 4, .num_kv_heads = 2, .seq_lens = {150}};
+  HostProblem problem(c);
   const auto launch = make_launch(problem.args());
   if (!is_compiled_in(launch)) {
     return;
@@ -176,11 +177,26 @@ TEST_CASE("every variant worth trying is right") {
     for (const int group_size : {1, 2, 4, 8}) {
       for (const auto& variant : metal::decode_variants(
                DType::Float16, DType::Float16, head_dim, group_size)) {
-        DecodeCase c{.head_dim = head_dim, .group_size = group_size};
+        HostCase c{.head_dim = head_dim, .group_size = group_size};
         c.seq_lens = {1, 257, 0, 90};
         c.num_splits = 2;
         check(c, {.variants = {variant}});
       }
+    }
+  }
+}
+
+TEST_CASE("pools of more than 2^31 elements") {
+  const testing::Backend backend{
+      .name = "metal_host",
+      .rounding = {},
+      .skip = [](const testing::DecodeCase&) { return ""; },
+      .run = [](const DecodeArgs& args) { paged_decode(args); }};
+  for (const testing::DecodeCase& c : testing::decode_cases()) {
+    if (c.cost == testing::Cost::Sparse &&
+        is_compiled_in(make_launch(testing::CaseData(c).args()))) {
+      CAPTURE(c.name);
+      CHECK(testing::check_case(c, {&backend, 1}) == "");
     }
   }
 }

@@ -1,4 +1,4 @@
-#include "decode_case.h"
+#include "host_case.h"
 
 #include <algorithm>
 #include <cmath>
@@ -72,7 +72,7 @@ float load(const unsigned char* at, DType dtype) {
 
 }  // namespace
 
-std::ostream& operator<<(std::ostream& stream, const DecodeCase& c) {
+std::ostream& operator<<(std::ostream& stream, const HostCase& c) {
   stream << "q " << dtype_name(c.q_dtype) << " cache " << dtype_name(c.kv_dtype)
          << " head_dim " << c.head_dim << " group " << c.group_size
          << " kv_heads " << c.num_kv_heads << " block " << c.block_size
@@ -84,7 +84,7 @@ std::ostream& operator<<(std::ostream& stream, const DecodeCase& c) {
   return stream;
 }
 
-DecodeProblem::DecodeProblem(const DecodeCase& c)
+HostProblem::HostProblem(const HostCase& c)
     : case_(c), lens_(c.seq_lens.begin(), c.seq_lens.end()) {
   const auto blocks_of = [&](int seq_len) {
     return (seq_len + c.block_size - 1) / c.block_size;
@@ -164,7 +164,11 @@ DecodeProblem::DecodeProblem(const DecodeCase& c)
   out_ = guarded(q_elems * q_bytes);
 }
 
-DecodeArgs DecodeProblem::args() {
+HostProblem::~HostProblem() {
+  lockstep::forget_buffers();
+}
+
+DecodeArgs HostProblem::args() {
   return {
       .params = params_,
       .q_dtype = case_.q_dtype,
@@ -177,7 +181,7 @@ DecodeArgs DecodeProblem::args() {
       .out = out_.data() + kCanaryBytes};
 }
 
-void DecodeProblem::run(const metal::DecodeLaunch& launch, unsigned schedule) {
+void HostProblem::run(const metal::DecodeLaunch& launch, unsigned schedule) {
   if (workspace_.size() !=
       static_cast<std::size_t>(launch.workspace_bytes) + 2 * kCanaryBytes) {
     workspace_ = guarded(static_cast<std::size_t>(launch.workspace_bytes));
@@ -189,7 +193,7 @@ void DecodeProblem::run(const metal::DecodeLaunch& launch, unsigned schedule) {
   }
 }
 
-void DecodeProblem::watch(const metal::DecodeLaunch& launch) {
+void HostProblem::watch(const metal::DecodeLaunch& launch) {
   workspace_ = guarded(static_cast<std::size_t>(launch.workspace_bytes));
   lockstep::forget_buffers();
   const auto show = [](const char* name, const auto& v, bool writable) {
@@ -206,7 +210,7 @@ void DecodeProblem::watch(const metal::DecodeLaunch& launch) {
   show("out", out_, true);
 }
 
-void DecodeProblem::permute_blocks() {
+void HostProblem::permute_blocks() {
   const auto num_blocks = static_cast<std::size_t>(params_.num_blocks);
   const std::size_t block_bytes = k_.size() / num_blocks;
   for (auto* cache : {&k_, &v_}) {
@@ -226,7 +230,7 @@ void DecodeProblem::permute_blocks() {
   }
 }
 
-double DecodeProblem::max_error() const {
+double HostProblem::max_error() const {
   constexpr double kWrong = std::numeric_limits<double>::infinity();
   if (!canaries_whole(out_) ||
       (!workspace_.empty() && !canaries_whole(workspace_))) {
@@ -237,7 +241,7 @@ double DecodeProblem::max_error() const {
   const auto head_dim = static_cast<std::size_t>(case_.head_dim);
   std::vector<double> expected(num_elems);
   reference::paged_decode(
-      const_cast<DecodeProblem*>(this)->args(), expected.data());
+      const_cast<HostProblem*>(this)->args(), expected.data());
   double worst = 0.0;
   for (std::size_t row = 0; row < num_elems; row += head_dim) {
     double error = 0.0;
@@ -258,15 +262,15 @@ double DecodeProblem::max_error() const {
   return worst;
 }
 
-std::vector<unsigned char> DecodeProblem::result() const {
+std::vector<unsigned char> HostProblem::result() const {
   return {out_.begin() + kCanaryBytes, out_.end() - kCanaryBytes};
 }
 
-std::int64_t DecodeProblem::num_tokens() const {
+std::int64_t HostProblem::num_tokens() const {
   return std::accumulate(lens_.begin(), lens_.end(), std::int64_t{0});
 }
 
-double error_bound(const DecodeCase& c) {
+double error_bound(const HostCase& c) {
   switch (c.q_dtype) {
     case DType::Float16:
       return 6e-4;

@@ -11,7 +11,7 @@
 namespace quire::metal_host {
 
 /** A decode step. K, V and q are drawn from N(0, 1), q times q_scale. */
-struct DecodeCase {
+struct HostCase {
   DType q_dtype = DType::Float16;
   DType kv_dtype = DType::Float16;
   int head_dim = 128;
@@ -24,7 +24,7 @@ struct DecodeCase {
   unsigned seed = 1;     // of the data
 };
 
-std::ostream& operator<<(std::ostream& stream, const DecodeCase& c);
+std::ostream& operator<<(std::ostream& stream, const HostCase& c);
 
 /**
  * The arrays of a case. Traps: the table is permuted and its unused entries are
@@ -32,9 +32,12 @@ std::ostream& operator<<(std::ostream& stream, const DecodeCase& c);
  * blocks among them; out starts as NaN and lies between canaries, as does the
  * workspace. Under MSan all of these are poisoned as well.
  */
-class DecodeProblem {
+class HostProblem {
  public:
-  explicit DecodeProblem(const DecodeCase& c);
+  explicit HostProblem(const HostCase& c);
+  ~HostProblem();
+  HostProblem(const HostProblem&) = delete;
+  HostProblem& operator=(const HostProblem&) = delete;
 
   DecodeArgs args();
 
@@ -62,13 +65,13 @@ class DecodeProblem {
   }
 
  private:
-  DecodeCase case_;
+  HostCase case_;
   DecodeParams params_;
   std::vector<unsigned char> q_, k_, v_, out_, workspace_;
   std::vector<std::int32_t> table_, lens_;
 };
 
 /** What max_error() may reach: rounding of q's type, and f32 accumulation. */
-double error_bound(const DecodeCase& c);
+double error_bound(const HostCase& c);
 
 }  // namespace quire::metal_host
