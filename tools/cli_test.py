@@ -6,6 +6,7 @@ group needs the model and there is none.
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import struct
@@ -228,6 +229,60 @@ def test_generate():
         text_of("--prompt", "Hello", "--max-tokens", "2", env=german)
         result = generate("--prompt", "x", "--cache-memory", "0,5GiB", env=german)
         expect_refused(result, "0,5GiB")
+
+
+def test_validate():
+    """The verdict follows from what ran and how far off it was."""
+    few = ["validate", "--device", "cpu", "--steps", "20", "--filter", "d64_h"]
+
+    result = run(*few, "--json", "-")
+    expect(result.returncode == 0, result.stderr.decode())
+    report = json.loads(result.stdout)
+    expect(report["passed"] is True and report["steps"] == 20, report)
+    expect(len(report["cases"]) >= 9, len(report["cases"]))
+    for case in report["cases"]:
+        expect(case["path"] == "fused_cpu", case)
+        expect(case["passed"] and case["steps"] == 20, case)
+        expect(0 < case["max_rms"] < 5e-3, case)
+        expect(case["bound"] > 0, case)
+
+    result = run(*few, "--json", "-", env={"QUIRE_NATIVE_PAGED_KERNEL": "off"})
+    expect(result.returncode == 1, result.returncode)
+    for case in json.loads(result.stdout)["cases"]:
+        expect(case["path"] == "gather" and not case["passed"], case)
+        expect("the fused path did not run" in case["reason"], case)
+        expect("QUIRE_NATIVE_PAGED_KERNEL=off" in case["reason"], case)
+
+    result = run(*few, "--threshold", "1e-9")
+    expect(result.returncode == 1, result.returncode)
+    text = result.stdout.decode()
+    expect("FAILED" in text and "0 of" in text, text)
+    # The command that repeats one case does so.
+    repeat = next(
+        line for line in text.splitlines() if "to repeat it: quire " in line
+    )
+    arguments = shlex.split(repeat.split("to repeat it: quire ")[1])
+    result = run(*arguments)
+    expect(result.returncode == 1, arguments)
+    expect("0 of 1 cases" in result.stdout.decode(), result.stdout)
+
+    names = run("validate", "--device", "cpu", "--list").stdout.decode().split()
+    expect(len(names) == len(set(names)) >= 45, names)
+    expect_refused(run("validate", "--filter", "("), "regular expression")
+    expect_refused(run("validate", "--filter", "no such case"), "--list")
+    expect_refused(run("validate", "--steps", "0"), "--steps")
+    expect_refused(run("validate", "--threshold", "0"), "--threshold")
+
+    child = subprocess.Popen(
+        [QUIRE, "validate", "--device", "cpu", "--steps", "5000", "--json", "-"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(1)
+    child.send_signal(signal.SIGINT)
+    report, _ = child.communicate(timeout=PROMPTLY)
+    expect(child.returncode == 1, child.returncode)
+    expect(json.loads(report)["partial"] is True, report)
 
 
 def test_damage():

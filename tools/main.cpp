@@ -15,6 +15,9 @@ namespace {
 
 constexpr Command kCommands[] = {
     {"generate", "Generate text with a GGUF model.", configure_generate},
+    {"validate",
+     "Check the fused path over many decode steps on this device.",
+     configure_validate},
     {"info", "Print versions, devices and settings.", configure_info},
 };
 

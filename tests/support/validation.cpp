@@ -181,6 +181,10 @@ class Session {
     ValidationResult result{.name = case_.name};
     append(fused, case_.seq_lens);
     for (int step = 0; step < options_.steps && result.reason.empty(); ++step) {
+      if (options_.stop && options_.stop(step)) {
+        result.reason = "stopped before step " + std::to_string(step);
+        break;
+      }
       change_sequences(step);
       decode(fused, step, result);
       ++result.steps;
@@ -407,6 +411,12 @@ class Session {
     add("fused_cuda", after.fused_cuda - before.fused_cuda);
     add("fused_metal_host", after.fused_metal_host - before.fused_metal_host);
     add("gather", after.gather - before.gather);
+    for (const auto& [reason, count] : after.fallbacks) {
+      const auto seen = before.fallbacks.find(reason);
+      if (seen == before.fallbacks.end() || seen->second < count) {
+        fallback_ = reason;
+      }
+    }
   }
 
   void judge(ValidationResult& result) const {
@@ -421,6 +431,7 @@ class Session {
                             paths_.begin()->second == result.steps;
     if (!only_fused) {
       result.reason = "the fused path did not run: " + result.path + " ran" +
+                      (fallback_.empty() ? "" : " (" + fallback_ + ")") +
                       (result.reason.empty() ? "" : "; " + result.reason);
     }
     result.passed = result.reason.empty();
@@ -433,6 +444,7 @@ class Session {
   std::vector<SequenceCache> sequences_;
   TokenLog log_;
   std::map<std::string, std::int64_t> paths_;
+  std::string fallback_;  // why gather ran instead, in the library's words
   double nearest_to_bound_ = 0;
 };
 

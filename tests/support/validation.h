@@ -46,7 +46,9 @@ struct ValidationOptions {
   std::uint64_t seed = 0;
   int steps_per_sample = 40;  // steps between checks against the reference in
                               // double; the last step is always one
-  Rounding rounding = {};     // of the fused path
+  /** Asked before each step; true ends the case, which then has not passed. */
+  std::function<bool(int step)> stop = {};
+  Rounding rounding = {};  // of the fused path
 };
 
 struct ValidationResult {

@@ -36,6 +36,7 @@ struct Command {
 };
 
 RunCommand configure_generate(CLI::App& app);
+RunCommand configure_validate(CLI::App& app);
 RunCommand configure_info(CLI::App& app);
 
 }  // namespace quire::tools
