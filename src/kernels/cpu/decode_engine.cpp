@@ -34,6 +34,12 @@ constexpr std::int64_t kSplitTokens = 16;
 /** About what a step, its state and the tile to come may take in L1 and L2. */
 constexpr std::int64_t kTileBytes = 64 << 10;
 constexpr int kMinTileTokens = 16;
+/**
+ * With fewer tiles a thread, threads divide the heads instead: merging states
+ * that another core wrote, 18 KB for 32 heads of 128, takes longer than it
+ * saves.
+ */
+constexpr std::int64_t kMinSharedTiles = 8;
 /** A merge of fewer floats is not worth waking anybody. */
 constexpr std::int64_t kParallelMergeFloats = 1 << 16;
 
@@ -144,7 +150,7 @@ class DecodeRun {
 
  private:
   bool fixed_splits() const {
-    return p_.num_splits > 0;
+    return splits_ > 0;
   }
   std::int64_t num_items() const {
     return first_item_[static_cast<std::size_t>(p_.num_seqs)];
@@ -178,7 +184,8 @@ class DecodeRun {
   const StepKernel& kernel_;
   const std::vector<std::int64_t>& first_item_;
   int num_threads_ = 1;
-  int num_head_ranges_ = 1;
+  std::int64_t splits_ = 0;  // of a sequence; 0: shares of tiles
+  std::int64_t num_head_ranges_ = 1;
   int tile_tokens_ = 0;
   std::int64_t row_bytes_ = 0;    // of one KV head
   std::int64_t token_bytes_ = 0;  // of all KV heads
@@ -213,23 +220,34 @@ DecodeRun::DecodeRun(
   // An item is a tile, of which each thread takes an equal contiguous share;
   // or a (split, range of heads), which threads take one by one. The latter
   // must not depend on the batch or on the threads, except for which thread
-  // does what; heads are cut only where there are fewer splits than threads.
-  const std::int64_t splits = p_.num_splits;
+  // does what.
+  const auto set_items = [&](const auto& items_of) {
+    first_item.assign(1, 0);
+    for (int seq = 0; seq < p_.num_seqs; ++seq) {
+      first_item.push_back(first_item.back() + items_of(args.seq_lens[seq]));
+    }
+  };
+  splits_ = p_.num_splits;
+  const std::int64_t heads_for_all =
+      std::min<std::int64_t>(p_.num_kv_heads, num_threads);
   if (fixed_splits()) {
+    // Heads are cut only where there are fewer splits than threads.
     const std::int64_t num_units =
-        std::max<std::int64_t>(1, splits * p_.num_seqs);
-    num_head_ranges_ = static_cast<int>(std::min<std::int64_t>(
-        p_.num_kv_heads, (num_threads + num_units - 1) / num_units));
+        std::max<std::int64_t>(1, splits_ * p_.num_seqs);
+    num_head_ranges_ =
+        std::min(heads_for_all, (num_threads + num_units - 1) / num_units);
+  } else {
+    set_items([&](std::int64_t seq_len) {
+      return (seq_len + tile_tokens_ - 1) / tile_tokens_;
+    });
+    if (num_items() < kMinSharedTiles * num_threads &&
+        p_.num_kv_heads >= num_threads) {
+      splits_ = 1;
+      num_head_ranges_ = heads_for_all;
+    }
   }
-  first_item.resize(static_cast<std::size_t>(p_.num_seqs) + 1);
-  first_item[0] = 0;
-  for (int seq = 0; seq < p_.num_seqs; ++seq) {
-    const std::int64_t num =
-        fixed_splits() ? splits * num_head_ranges_
-                       : (std::int64_t{args.seq_lens[seq]} + tile_tokens_ - 1) /
-                             tile_tokens_;
-    first_item[static_cast<std::size_t>(seq) + 1] =
-        first_item_.at(static_cast<std::size_t>(seq)) + num;
+  if (fixed_splits()) {
+    set_items([&](std::int64_t) { return splits_ * num_head_ranges_; });
   }
   num_threads_ =
       static_cast<int>(std::clamp<std::int64_t>(num_items(), 1, num_threads));
@@ -239,11 +257,9 @@ DecodeRun::DecodeRun(
   state_floats_ = round_up(heads * (p_.head_dim + kSumLanes + 1), kLineFloats);
   // Shares: a thread's scratch and the two sequences its share may cut.
   // Splits: a thread's scratch, or a state for each split.
-  const std::int64_t num_states = fixed_splits() && splits > 1
-                                      ? splits * p_.num_seqs
-                                      : std::int64_t{3} * num_threads_;
-  num_merge_floats_ =
-      fixed_splits() && splits == 1 ? 0 : num_states * heads * p_.head_dim;
+  const std::int64_t num_states =
+      splits_ > 1 ? splits_ * p_.num_seqs : std::int64_t{3} * num_threads_;
+  num_merge_floats_ = splits_ == 1 ? 0 : num_states * heads * p_.head_dim;
   queries_ = workspace.reserve(static_cast<std::size_t>(
       num_threads_ * q_floats_ + num_states * state_floats_));
   states_ = queries_ + num_threads_ * q_floats_;
@@ -252,8 +268,7 @@ DecodeRun::DecodeRun(
 /** Tokens of each of a sequence's splits but the last ones. */
 std::int64_t DecodeRun::split_tokens(int seq_len) const {
   return round_up(
-      (std::int64_t{seq_len} + p_.num_splits - 1) / p_.num_splits,
-      kSplitTokens);
+      (std::int64_t{seq_len} + splits_ - 1) / splits_, kSplitTokens);
 }
 
 State DecodeRun::state_at(std::int64_t idx) const {
@@ -330,7 +345,7 @@ class DecodeRun::Cursor {
       return false;
     }
     const std::int64_t num_ranges = run_.num_head_ranges_;
-    const std::int64_t splits = run_.p_.num_splits;
+    const std::int64_t splits = run_.splits_;
     const std::int64_t split = item / num_ranges % splits;
     const std::int64_t head_range = item % num_ranges;
     range_.seq = static_cast<int>(item / num_ranges / splits);
@@ -517,7 +532,7 @@ template <typename Visit>
 void DecodeRun::visit_parts(int seq, int& thread_idx, const Visit& visit)
     const {
   if (fixed_splits()) {
-    const std::int64_t splits = p_.num_splits;
+    const std::int64_t splits = splits_;
     const std::int64_t tokens = split_tokens(args_.seq_lens[seq]);
     for (std::int64_t split = 0;
          splits > 1 && split < splits && split * tokens < args_.seq_lens[seq];
