@@ -64,7 +64,9 @@ TEST_CASE("env: what cannot be used throws, with name, choices and value") {
       {"QUIRE_LOG", "verbose"},
   };
   CHECK(bad.size() == env_variables().size());
-  for (const auto& [name, value] : bad) {
+  for (const auto& variable : bad) {
+    const auto& name = variable.first;
+    const auto& value = variable.second;
     CAPTURE(name);
     std::string message;
     try {

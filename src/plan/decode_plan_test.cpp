@@ -27,6 +27,7 @@ std::vector<int> random_lens(std::mt19937& random) {
   const int max_len = 1 << std::uniform_int_distribution<int>(0, 17)(random);
   std::uniform_int_distribution<int> len(0, max_len);
   std::vector<int> lens;
+  lens.reserve(static_cast<std::size_t>(num_seqs));
   for (int seq = 0; seq < num_seqs; ++seq) {
     lens.push_back(len(random));
   }

@@ -325,10 +325,11 @@ TEST_CASE("Each query head reads the KV head of its group") {
               c.block_size +
           token % c.block_size;
       for (int i = 0; i < c.num_kv_heads * c.head_dim; ++i) {
+        const int kv_head = i / c.head_dim;
         test::put(
             inputs.v,
             slot * c.num_kv_heads * c.head_dim + i,
-            static_cast<float>(i / c.head_dim),
+            static_cast<float>(kv_head),
             c.kv_dtype);
       }
     }
