@@ -162,7 +162,7 @@ def main():
     rewritten = THREADGROUP_ARRAY.sub(
         r"\1QUIRE_SHIM_THREADGROUP\2\3\4 QUIRE_SHIM_USE(\3);", rewritten
     )
-    output = "".join(f"#include {header}\n" for header in options.include)
+    output = "".join(f"#include <{header}>\n" for header in options.include)
     output += rewritten
     if options.table:
         output += '\n#line 1 "launchers"\n' + ARGUMENT
