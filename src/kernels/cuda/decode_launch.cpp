@@ -83,13 +83,19 @@ int cluster_stages(
   return fits ? 3 : 2;
 }
 
-// Units in flight. Two start sooner, which counts while a warp has few; three
-// fill the memory pipe better while heads read in step (clusters of 2).
-int ring_stages(std::int64_t units_per_warp, bool in_step) {
+// Stages of a warp's ring. Two start sooner, which counts while a warp has few
+// units. Three fill the memory pipe where units are small, and serve it better
+// while heads read in step (clusters of 2); else two are even or ahead in large
+// cells.
+int ring_stages(
+    std::int64_t units_per_warp,
+    const TileShape& shape,
+    bool in_step) {
   if (units_per_warp < 6) {
     return 2;
   }
-  return units_per_warp < 64 || in_step ? 3 : 2;
+  const int unit_bytes = 2 * shape.unit_len() * shape.row_bytes();
+  return units_per_warp < 64 || in_step || unit_bytes < 8192 ? 3 : 2;
 }
 
 }  // namespace
@@ -165,8 +171,8 @@ DecodeChoice choose_decode_launch(
     } else {
       const std::int64_t units =
           std::int64_t{params.num_seqs} * bound / deep.unit_len();
-      l.variant.max_stages =
-          ring_stages(units / std::max(1, num_ranges * deep.warps), in_step);
+      l.variant.max_stages = ring_stages(
+          units / std::max(1, num_ranges * deep.warps), deep, in_step);
     }
   }
   const TileShape shape = tile_shape(

@@ -134,6 +134,25 @@ TEST_CASE("one short sequence is merged in clusters where they exist") {
   CHECK(c.launch.variant.cluster);
 }
 
+TEST_CASE("rings are short for short work and deep for small units") {
+  const auto stages = [](int num_seqs, int max_blocks, int head_dim) {
+    DecodeParams p = llama(num_seqs);
+    p.max_blocks_per_seq = max_blocks;
+    p.head_dim = head_dim;
+    DeviceLimits plain = h100();
+    std::fill(
+        std::begin(plain.active_clusters), std::end(plain.active_clusters), 0);
+    const DecodeChoice c =
+        choose_decode_launch(p, DType::Float16, DType::Float16, plain);
+    REQUIRE(c);
+    return c.launch.variant.max_stages;
+  };
+  CHECK(stages(4, 32, 128) == 2);    // 4 x 1k: 2 units a warp
+  CHECK(stages(16, 128, 128) == 3);  // 16 x 4k
+  CHECK(stages(64, 512, 128) == 2);  // 64 x 16k
+  CHECK(stages(64, 512, 64) == 3);
+}
+
 TEST_CASE("leaders of one sequence fit half the GPU") {
   for (const int kv_heads : {1, 2, 3, 8, 32, 66, 132, 200}) {
     for (const int head_dim : kHeadDims) {
