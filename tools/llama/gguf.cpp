@@ -418,6 +418,7 @@ std::optional<std::int64_t> GgufFile::find_integer(
         result = load<std::uint8_t>(bytes);
         break;
       case GgufValueType::I8:
+        // NOLINTNEXTLINE(bugprone-signed-char-misuse): a number, no character
         result = load<std::int8_t>(bytes);
         break;
       case GgufValueType::U16:

@@ -19,9 +19,11 @@ namespace quire::tools {
 enum class GgufType : std::uint32_t {
   F32 = 0,
   F16 = 1,
+  // NOLINTBEGIN(readability-identifier-naming): the names that users know
   Q4_0 = 2,
   Q4_1 = 3,
   Q8_0 = 8,
+  // NOLINTEND(readability-identifier-naming)
   BF16 = 30,
 };
 

@@ -23,7 +23,7 @@ std::string refusal(const std::string& content) {
     const GgufFile gguf(file.path());
     return {};
   } catch (const std::invalid_argument& error) {
-    const std::string message = error.what();
+    std::string message = error.what();
     CHECK_MESSAGE(
         message.find(file.path()) != std::string::npos,
         "names the file: ",
@@ -279,16 +279,16 @@ TEST_CASE("dequantize: every type, by hand") {
 
   // Enough blocks for several threads; element i of block b is b % 100 - i.
   Bytes bytes;
-  constexpr int kBlocks = 45'000;
-  for (int b = 0; b < kBlocks; ++b) {
+  constexpr std::int64_t kBlocks = 45'000;
+  for (std::int64_t b = 0; b < kBlocks; ++b) {
     bytes.put(std::uint16_t{0x3C00});
-    for (int i = 0; i < 32; ++i) {
+    for (std::int64_t i = 0; i < 32; ++i) {
       bytes.put(static_cast<std::int8_t>(b % 100 - i));
     }
   }
   const auto q8_0 = read(GgufType::Q8_0, bytes.text(), kBlocks * 32);
   bool all_equal = true;
-  for (int b = 0; b < kBlocks; ++b) {
+  for (std::int64_t b = 0; b < kBlocks; ++b) {
     for (int i = 0; i < 32; ++i) {
       all_equal = all_equal && q8_0[static_cast<std::size_t>(b * 32 + i)] ==
                                    static_cast<float>(b % 100 - i);

@@ -275,7 +275,7 @@ Model::Model(
     const std::string prefix = layer_prefix(i);
     const auto matrix = [&](std::vector<std::string> names) {
       for (std::string& name : names) {
-        name = prefix + name + ".weight";
+        name.insert(0, prefix).append(".weight");
       }
       return mx::transpose(reader.read(names));
     };

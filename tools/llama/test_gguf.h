@@ -168,7 +168,7 @@ inline constexpr int kTinyContext = 640;
 inline TestTensor random_tensor(
     std::mt19937& random,
     const std::string& name,
-    std::vector<std::uint64_t> dims,
+    const std::vector<std::uint64_t>& dims,
     GgufType type,
     float scale) {
   TestTensor tensor{name, static_cast<std::uint32_t>(type), dims, {}};
@@ -237,11 +237,10 @@ inline TestFile tiny_model() {
 
   std::mt19937 random(7);
   const auto add = [&](const std::string& name,
-                       std::vector<std::uint64_t> dims,
+                       const std::vector<std::uint64_t>& dims,
                        GgufType type,
                        float scale) {
-    file.tensors.push_back(
-        random_tensor(random, name, std::move(dims), type, scale));
+    file.tensors.push_back(random_tensor(random, name, dims, type, scale));
   };
   const auto matrix = [&](const std::string& name, int columns, int rows) {
     add(name,
