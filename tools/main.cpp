@@ -14,6 +14,7 @@ namespace quire::tools {
 namespace {
 
 constexpr Command kCommands[] = {
+    {"bench", "Time every path of a decode step.", configure_bench},
     {"generate", "Generate text with a GGUF model.", configure_generate},
     {"validate",
      "Check the fused path over many decode steps on this device.",

@@ -35,6 +35,7 @@ struct Command {
   RunCommand (*configure)(CLI::App& app);
 };
 
+RunCommand configure_bench(CLI::App& app);
 RunCommand configure_generate(CLI::App& app);
 RunCommand configure_validate(CLI::App& app);
 RunCommand configure_info(CLI::App& app);
