@@ -33,23 +33,23 @@ inline float f32_from_f16(std::uint16_t half) {
 }
 
 /**
- * Lets an f32 addition do the rounding: a power of two is added whose last
- * mantissa bit is the f16's last bit (after M. Dukhan's FP16 library, MIT).
+ * NaN stays NaN; 65520 and more becomes infinity. A normal result is rounded in
+ * the integer bits, where a carry runs into the exponent as it should. For a
+ * subnormal one an f32 addition rounds: the last bit of a float from 0.5 to 1
+ * is 2^-24, which is the step of f16's subnormals.
  */
 inline std::uint16_t f16_from_f32(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
-  const float magnitude = std::bit_cast<float>(bits & 0x7fffffffu);
-  // First up to infinity, then down: what is too large for f16 stays infinite.
-  const float base = (magnitude * std::bit_cast<float>(0x77800000u)) *
-                     std::bit_cast<float>(0x08800000u);
-  const std::uint32_t exponent = (bits << 1) & 0xff000000u;
-  const std::uint32_t bias = exponent < 0x71000000u ? 0x71000000u : exponent;
-  const auto sum = std::bit_cast<std::uint32_t>(
-      std::bit_cast<float>((bias >> 1) + 0x07800000u) + base);
-  const std::uint32_t finite = ((sum >> 13) & 0x7c00u) + (sum & 0x0fffu);
-  const bool is_nan = (bits << 1) > 0xff000000u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  const std::uint32_t normal =
+      ((magnitude + 0xfffu + (magnitude >> 13 & 1u)) >> 13) - (112u << 10);
+  const std::uint32_t subnormal =
+      std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) -
+      std::bit_cast<std::uint32_t>(0.5f);
+  const std::uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  const std::uint32_t rest = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
   return static_cast<std::uint16_t>(
-      ((bits >> 16) & 0x8000u) | (is_nan ? 0x7e00u : finite));
+      (bits >> 16 & 0x8000u) | (magnitude < 0x477ff000u ? finite : rest));
 }
 
 }  // namespace quire
