@@ -13,12 +13,38 @@
 #include "tools/cli/options.h"
 #include "tools/cli/output.h"
 
+#ifdef QUIRE_METAL_HOST
+#include "metal_host_path.h"
+#endif
+
 namespace quire::tools {
 namespace {
 
 namespace mx = mlx::core;
 using testing::DecodeCase;
 using testing::ValidationResult;
+
+#ifdef QUIRE_METAL_HOST
+// The Metal kernels in lock step on the CPU, in builds that have them.
+constexpr const char* kMetalHost = "metal-host";
+const std::vector<std::string> kMoreDevices = {kMetalHost};
+
+std::unique_ptr<testing::FusedPath> make_path(const std::string& device) {
+  return device == kMetalHost ? metal_host::make_metal_host_path()
+                              : testing::make_op_path();
+}
+#else
+constexpr const char* kMetalHost = "";
+const std::vector<std::string> kMoreDevices = {};
+
+std::unique_ptr<testing::FusedPath> make_path(const std::string&) {
+  return testing::make_op_path();
+}
+#endif
+
+bool computes_on_cpu(const std::string& device) {
+  return device == "cpu" || device == kMetalHost;
+}
 
 // The GPU if MLX has one: that is where a user wants to know.
 std::string best_device() {
@@ -53,7 +79,8 @@ std::vector<DecodeCase> selected_cases(const ValidateOptions& options) {
         ").");
   }
   std::vector<DecodeCase> cases;
-  for (DecodeCase& c : testing::validation_cases(options.device != "cpu")) {
+  for (DecodeCase& c :
+       testing::validation_cases(!computes_on_cpu(options.device))) {
     if (std::regex_search(c.name, filter)) {
       cases.push_back(std::move(c));
     }
@@ -133,8 +160,8 @@ int run(const ValidateOptions& options, const Session& session) {
     write_stdout(names);
     return kExitDone;
   }
-  use_device(options.device);
-  const std::unique_ptr<testing::FusedPath> path = testing::make_op_path();
+  use_device(computes_on_cpu(options.device) ? "cpu" : options.device);
+  const std::unique_ptr<testing::FusedPath> path = make_path(options.device);
 
   std::vector<ValidationResult> results;
   bool all_passed = true;
@@ -188,7 +215,7 @@ int run(const ValidateOptions& options, const Session& session) {
 
 RunCommand configure_validate(CLI::App& app) {
   const auto options = std::make_shared<ValidateOptions>();
-  add_device_option(app, options->device);
+  add_device_option(app, options->device, kMoreDevices);
   app.add_option("--steps", options->steps, "Decode steps of each case")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();

@@ -55,7 +55,8 @@ metal::DecodeLaunch make_launch(
     const DecodeArgs& args,
     const DecodeOptions& options = {});
 
-/** Runs all kernels of a launch over args; `workspace` has its bytes. */
+/** Runs all kernels of a launch over args; `workspace` has its bytes. Buffers
+ * must be aligned to 16 bytes, as on a device; malloc does. */
 void run(
     const metal::DecodeLaunch& launch,
     const DecodeArgs& args,

@@ -12,9 +12,14 @@ namespace quire::tools {
 
 namespace mx = mlx::core;
 
-CLI::Option* add_device_option(CLI::App& app, std::string& device) {
+CLI::Option* add_device_option(
+    CLI::App& app,
+    std::string& device,
+    const std::vector<std::string>& more_devices) {
+  std::vector<std::string> devices = {"cpu", "metal", "cuda"};
+  devices.insert(devices.end(), more_devices.begin(), more_devices.end());
   return app.add_option("--device", device, "Where to compute")
-      ->check(CLI::IsMember({"cpu", "metal", "cuda"}))
+      ->check(CLI::IsMember(devices))
       ->capture_default_str();
 }
 

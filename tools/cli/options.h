@@ -3,14 +3,18 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include <mlx/mlx.h>
 #include <CLI/CLI.hpp>
 
 namespace quire::tools {
 
-/** --device; the name goes to `device`. */
-CLI::Option* add_device_option(CLI::App& app, std::string& device);
+/** --device, cpu, metal, cuda or one more; the name goes to `device`. */
+CLI::Option* add_device_option(
+    CLI::App& app,
+    std::string& device,
+    const std::vector<std::string>& more_devices = {});
 
 /** Makes the device MLX's default; throws std::invalid_argument if this build
  * or machine does not have it. */
