@@ -163,6 +163,7 @@ void fuzz_copy(Arrays& a, Bytes& bytes) {
 
 }  // namespace
 
+// NOLINTNEXTLINE(readability-identifier-naming): libFuzzer's name
 extern "C" int LLVMFuzzerTestOneInput(
     const std::uint8_t* data,
     std::size_t size) {

@@ -3,6 +3,7 @@
 //   kernel_list variants        every variant of the main shapes but the
 //   default kernel_list write           kv_append and copy_blocks
 #include <algorithm>
+#include <exception>
 #include <iostream>
 #include <regex>
 #include <string>
@@ -28,9 +29,7 @@ void print(
   }
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   const std::string set = argc > 1 ? argv[1] : "";
   const std::string regex = argc > 2 ? argv[2] : "";
   if (set == "decode") {
@@ -53,5 +52,17 @@ int main(int argc, char** argv) {
   } else {
     std::cerr << "usage: kernel_list decode REGEX | variants | write\n";
     return 2;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& error) {
+    std::cerr << "kernel_list: " << error.what() << '\n';
+    return 1;
   }
 }

@@ -213,16 +213,17 @@ CaseData::CaseData(const DecodeCase& c, std::uint64_t seed)
       if (c.seq_lens[static_cast<std::size_t>(seq)] == 0) {
         continue;
       }
-      const std::int64_t block =
-          table_[static_cast<std::size_t>(seq * width + token / c.block_size)];
+      const std::int32_t* row =
+          table_.data() + std::ptrdiff_t{seq} * std::ptrdiff_t{width};
+      const std::int64_t block = row[token / c.block_size];
       for (int head = 0; head < c.num_kv_heads; ++head) {
         const std::int64_t to =
             ((block * c.block_size + token % c.block_size) * c.num_kv_heads +
              head) *
             c.head_dim;
-        const std::int64_t from =
-            (std::int64_t{seq} * c.num_q_heads + head * group_size) *
-            c.head_dim;
+        const std::int64_t from = (std::int64_t{seq} * c.num_q_heads +
+                                   std::int64_t{head} * group_size) *
+                                  c.head_dim;
         for (int d = 0; d < c.head_dim; ++d) {
           const double x = load_element(q_.data(), from + d, c.q_dtype);
           store_element(

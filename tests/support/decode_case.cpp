@@ -35,6 +35,7 @@ std::vector<int> border_lengths(int block_size) {
 // A fixed, uneven spread of lengths from 0 to `longest`.
 std::vector<int> ragged(int num_seqs, int longest) {
   std::vector<int> lengths;
+  lengths.reserve(static_cast<std::size_t>(num_seqs));
   for (int i = 0; i < num_seqs; ++i) {
     lengths.push_back(i % 9 == 4 ? 0 : 1 + (i * 7919 + 13) % longest);
   }
