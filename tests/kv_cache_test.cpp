@@ -113,7 +113,7 @@ class Driver {
     for (Modelled& m : sequences) {
       batch.push_back(&m.sequence);
     }
-    const std::optional<CacheStep> step = cache.begin_step(batch, counts);
+    std::optional<CacheStep> step = cache.begin_step(batch, counts);
     if (!step) {
       return std::nullopt;
     }

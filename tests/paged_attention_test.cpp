@@ -312,6 +312,7 @@ TEST_CASE("a row alone equals the row in its batch, with forced splits") {
   for (const int batch : {2, 3, 8, 40}) {
     CAPTURE(batch);
     std::vector<int> seq_lens;
+    seq_lens.reserve(static_cast<std::size_t>(batch));
     for (int i = 0; i < batch; ++i) {
       seq_lens.push_back((i * 37) % 150);
     }

@@ -53,6 +53,7 @@ TEST_CASE("counters are safe to use from many threads") {
   const PagedCase c = make_paged_case({.seq_lens = {5}, .head_dim = 8});
   reset_path_counts();
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&c] {
       const MlxCase arrays(c);
