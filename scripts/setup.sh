@@ -39,7 +39,8 @@ debian_packages() {
     build) echo g++ cmake ninja-build python3 python3-pip git \
       libopenblas-dev libpcre2-dev libcli11-dev nlohmann-json3-dev ;;
     test) echo doctest-dev librapidcheck-dev \
-      clang-19 libclang-rt-19-dev llvm-19 python3-clang-19 ;;
+      clang-19 libclang-rt-19-dev llvm-19 python3-clang-19 \
+      g++-aarch64-linux-gnu qemu-user-static ;;
     lint) echo clang-format-14 clang-tidy-14 shellcheck ;;
     format) echo clang-format-14 git ;;
     coverage) echo gcovr ;;
