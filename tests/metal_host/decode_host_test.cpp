@@ -2,8 +2,6 @@
 // threads run. Compiled once a flavour; checks the kernels that are linked in.
 #include <doctest/doctest.h>
 
-#include <algorithm>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -17,17 +15,6 @@ namespace {
 
 constexpr DType kDTypes[] = {DType::Float16, DType::BFloat16, DType::Float32};
 constexpr bool kFull = QUIRE_METAL_HOST_FULL != 0;
-
-bool is_compiled_in(const metal::DecodeLaunch& launch) {
-  static const auto names = [] {
-    const auto list = kernel_names();
-    return std::set<std::string>(list.begin(), list.end());
-  }();
-  return std::all_of(
-      launch.kernels.begin(), launch.kernels.end(), [](const auto& kernel) {
-        return names.count(kernel.kernel_name) > 0;
-      });
-}
 
 // Runs the case if its kernels are there; returns whether they are.
 bool check(

@@ -42,6 +42,15 @@ std::vector<std::string> kernel_names() {
   return names;
 }
 
+bool is_compiled_in(const metal::DecodeLaunch& launch) {
+  const auto names = kernel_names();
+  return std::all_of(
+      launch.kernels.begin(), launch.kernels.end(), [&](const auto& kernel) {
+        return std::find(names.begin(), names.end(), kernel.kernel_name) !=
+               names.end();
+      });
+}
+
 void run(
     const metal::KernelLaunch& launch,
     const Operands& operands,

@@ -28,6 +28,9 @@ class Operands {
 /** Names of the kernels that were compiled into this program. */
 std::vector<std::string> kernel_names();
 
+/** Whether all kernels of a launch are among them. */
+bool is_compiled_in(const metal::DecodeLaunch& launch);
+
 /**
  * Runs one launch: binds buffers and constants in slot order, nothing else.
  * `schedule` as in lockstep::dispatch.
