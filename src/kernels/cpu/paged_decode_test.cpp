@@ -427,6 +427,7 @@ TEST_CASE("Bad ids and lengths are named, and the engine goes on") {
   const std::vector<double> expected = reference_of(inputs);
   for (const std::int32_t id :
        {-1,
+        inputs.args().params.num_blocks,
         1000,
         DecodeInputs::kUnusedId,
         std::numeric_limits<std::int32_t>::min()}) {
