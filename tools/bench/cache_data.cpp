@@ -17,10 +17,10 @@ namespace mx = mlx::core;
 // block at another place.
 constexpr int kPatternSize = 1048573;
 
-mx::array normal(mx::Shape shape, DType dtype, std::uint32_t seed) {
+mx::array normal(const mx::Shape& shape, DType dtype, std::uint32_t seed) {
   std::mt19937 rng(seed);
   std::normal_distribution<float> distribution;
-  mx::array values = mx::zeros(std::move(shape), mx::float32);
+  mx::array values = mx::zeros(shape, mx::float32);
   mx::eval(values);
   std::generate_n(
       values.data<float>(), values.size(), [&] { return distribution(rng); });

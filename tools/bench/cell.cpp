@@ -1,6 +1,7 @@
 #include "tools/bench/cell.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <map>
 #include <memory>
@@ -74,7 +75,7 @@ std::int64_t expected_count(
 }
 
 std::string whole(double value) {
-  return std::to_string(static_cast<std::int64_t>(value + 0.5));
+  return std::to_string(std::llround(value));
 }
 
 }  // namespace
@@ -119,6 +120,7 @@ CellResult measure(
   ReadRoof read_roof(read_bytes);
   std::map<std::int64_t, std::size_t> first_read;  // task, by bytes
   std::vector<Task> tasks;
+  tasks.reserve(timed.size() + 1);
   int turn = 0;
   for (const CheckedPath& checked : timed) {
     tasks.emplace_back(

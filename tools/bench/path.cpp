@@ -64,7 +64,7 @@ double dense_tolerance(DType dtype) {
 
 // [num_seqs, 1, 1, context]: true where a sequence has a token.
 mx::array length_mask(const CacheData& data) {
-  const mx::array mask = mx::less(
+  mx::array mask = mx::less(
       mx::reshape(
           mx::arange(data.shape().context, mx::int32),
           {1, 1, 1, data.shape().context}),
@@ -120,7 +120,7 @@ Path make_gather_path(const CacheData& data) {
 Path make_dense_path(
     const CacheData& data,
     const std::string& name,
-    std::shared_ptr<const DenseSets> sets) {
+    const std::shared_ptr<const DenseSets>& sets) {
   const Shape& shape = data.shape();
   Path path;
   path.name = name;

@@ -48,7 +48,7 @@ Path make_gather_path(const CacheData& data);
 Path make_dense_path(
     const CacheData& data,
     const std::string& name,
-    std::shared_ptr<const DenseSets> sets);
+    const std::shared_ptr<const DenseSets>& sets);
 
 /** The dtype in which MLX's attention is fastest here, for this cell; calls
  * `poll` between runs. */
