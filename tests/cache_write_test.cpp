@@ -187,6 +187,22 @@ TEST_CASE("copy_blocks copies whole blocks, stale slots and all") {
   }
 }
 
+TEST_CASE("copies of one call act as if done in order") {
+  Caches c(4);
+  std::tie(c.k, c.v) =
+      kv_append(c.k, c.v, tokens(1, 0), tokens(1, 0), int64_array({0}));
+  std::tie(c.k, c.v) =
+      copy_blocks(c.k, c.v, int32_array({0, 1, 1, 2, 3, 0}, {3, 2}));
+  const std::vector<float> k = host_values(c.k);
+  const std::vector<float> v = host_values(c.v);
+  for (std::size_t i = 0; i < 8; ++i) {
+    CHECK(k[i] == 7.0f);
+    CHECK(k[64 + i] == static_cast<float>(i));
+    CHECK(k[128 + i] == static_cast<float>(i));
+    CHECK(v[128 + i] == static_cast<float>(i));
+  }
+}
+
 TEST_CASE("a block id outside the pool is an error before any copy") {
   for (const std::int32_t id : {-1, 4, 1 << 30}) {
     for (const bool source : {true, false}) {

@@ -106,9 +106,10 @@ QUIRE_API mlx::core::array paged_attention(
  * in the mx::eval of the step. Two tokens of one call must not share a slot.
  *
  * Throws std::invalid_argument for wrong shapes and dtypes when the op is
- * built. On the CPU a slot outside the cache, other than -1, or a cache that
- * is not row contiguous throws std::runtime_error at evaluation, before
- * anything is written.
+ * built. On the CPU, and on GPUs with QUIRE_CHECKS=1, a slot outside the
+ * cache, other than -1, throws std::runtime_error at evaluation, before
+ * anything is written; otherwise it is skipped. A cache that is not row
+ * contiguous throws at evaluation, too.
  */
 QUIRE_API std::pair<mlx::core::array, mlx::core::array> kv_append(
     const mlx::core::array& k_cache,
@@ -119,8 +120,9 @@ QUIRE_API std::pair<mlx::core::array, mlx::core::array> kv_append(
     mlx::core::StreamOrDevice s = {});
 
 /**
- * Copies whole blocks within the caches, in place and in order: what
- * copy-on-write asks for before a step's tokens are written.
+ * Copies whole blocks within the caches, in place, as if one copy were done
+ * after the other: what copy-on-write asks for before a step's tokens are
+ * written.
  *
  *   k_cache, v_cache  [num_blocks, block_size, num_kv_heads, head_dim]
  *                                                      f32 | f16 | bf16
@@ -128,8 +130,9 @@ QUIRE_API std::pair<mlx::core::array, mlx::core::array> kv_append(
  *                     destination
  *   returns           the caches after the copies: the same buffers
  *
- * The caches are used linearly and errors are reported as in kv_append; no
- * block may be both a destination and a later copy's source or destination.
+ * A block may be the destination of one copy and the source or destination of
+ * another. The caches are used linearly and errors are reported as in
+ * kv_append, those of block ids among them.
  */
 QUIRE_API std::pair<mlx::core::array, mlx::core::array> copy_blocks(
     const mlx::core::array& k_cache,

@@ -109,39 +109,50 @@ TEST_CASE("kv_append converts, skips what is no slot, touches nothing else") {
   }
 }
 
-TEST_CASE("copy_blocks copies whole blocks and skips ids outside the pool") {
+TEST_CASE("copy_blocks copies as if in order and skips ids outside the pool") {
   constexpr int kBlocks = 9;
-  for (const std::int64_t block_bytes : {1024, 16 * 37, 8 * 96 * 2}) {
-    const auto bytes = static_cast<std::size_t>(block_bytes);
-    std::vector<unsigned char> k(kBlocks * bytes);
-    for (std::size_t i = 0; i < k.size(); ++i) {
-      k[i] = static_cast<unsigned char>(i * 31 + i / bytes);
-    }
-    std::vector<unsigned char> v(k.rbegin(), k.rend());
-    const std::vector<std::int32_t> copies = {
-        0, 8, 3, 1, 0, 5, 2, kBlocks, -1, 4, kBlocks, 6, 7, -1};
-    auto k_want = k;
-    auto v_want = v;
-    for (const auto& [from, to] : {std::pair{0, 8}, {3, 1}, {0, 5}}) {
-      for (auto* cache : {&k_want, &v_want}) {
-        std::memcpy(
-            &(*cache)[static_cast<std::size_t>(to) * bytes],
-            &(*cache)[static_cast<std::size_t>(from) * bytes],
-            bytes);
+  const std::vector<std::vector<std::int32_t>> lists = {
+      {0, 8, 3, 1, 0, 5, 2, kBlocks, -1, 4, kBlocks, 6, 7, -1},
+      {0, 1, 1, 2, 2, 3, 3, 0},  // a chain
+      {0, 5, 1, 5, 5, 6, 4, 4},  // two onto one, then on; onto itself
+      {3, 4, 2, 3}};             // a source that is written later
+  for (const auto& copies : lists) {
+    for (const std::int64_t block_bytes : {1024, 16 * 37, 8 * 96 * 2}) {
+      const auto bytes = static_cast<std::size_t>(block_bytes);
+      std::vector<unsigned char> k(kBlocks * bytes);
+      for (std::size_t i = 0; i < k.size(); ++i) {
+        k[i] = static_cast<unsigned char>(i * 31 + i / bytes);
       }
+      std::vector<unsigned char> v(k.rbegin(), k.rend());
+      auto k_want = k;
+      auto v_want = v;
+      const auto in_pool = [](std::int32_t id) {
+        return id >= 0 && id < kBlocks;
+      };
+      for (std::size_t i = 0; i < copies.size(); i += 2) {
+        if (in_pool(copies[i]) && in_pool(copies[i + 1])) {
+          for (auto* cache : {&k_want, &v_want}) {
+            std::memmove(
+                &(*cache)[static_cast<std::size_t>(copies[i + 1]) * bytes],
+                &(*cache)[static_cast<std::size_t>(copies[i]) * bytes],
+                bytes);
+          }
+        }
+      }
+      lockstep::forget_buffers();
+      lockstep::watch_buffer("k_cache", k.data(), k.size(), true);
+      lockstep::watch_buffer("v_cache", v.data(), v.size(), true);
+      copy_blocks(
+          {.num_copies = static_cast<std::int64_t>(copies.size() / 2),
+           .num_blocks = kBlocks,
+           .block_bytes = block_bytes,
+           .copies = copies.data(),
+           .k_cache = k.data(),
+           .v_cache = v.data()},
+          2);
+      lockstep::forget_buffers();
+      CHECK(k == k_want);
+      CHECK(v == v_want);
     }
-    lockstep::forget_buffers();
-    lockstep::watch_buffer("k_cache", k.data(), k.size(), true);
-    lockstep::watch_buffer("v_cache", v.data(), v.size(), true);
-    copy_blocks(
-        {.num_copies = static_cast<std::int64_t>(copies.size() / 2),
-         .num_blocks = kBlocks,
-         .block_bytes = block_bytes,
-         .copies = copies.data(),
-         .k_cache = k.data(),
-         .v_cache = v.data()},
-        2);
-    CHECK(k == k_want);
-    CHECK(v == v_want);
   }
 }

@@ -191,6 +191,7 @@ TEST_CASE("copy_blocks copies whole blocks in order, bit for bit") {
   // NaN payloads and unwritten slots travel as they are.
   std::vector<std::uint32_t> k = {1, 2, 3, 4, 0x7fc01234, 6, 7, 8};
   std::vector<std::uint32_t> v = {11, 12, 13, 14, 15, 16, 17, 18};
+  // The first block copied goes on; the last onto itself.
   const std::vector<std::int32_t> copies = {2, 0, 0, 3, 1, 1};
   cpu::CopyBlocksArgs args = {
       .num_copies = 3,

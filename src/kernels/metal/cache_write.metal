@@ -51,24 +51,29 @@ template <typename T, typename From, int Piece>
   }
 }
 
-/// Block copies[i][0] goes onto block copies[i][1], in both caches. A copy with
-/// an id outside the pool is skipped.
+/// Block copies[i][0] goes onto block copies[i][1], in both caches, as if one
+/// copy were done after the other: a thread carries one 16-byte column of the
+/// blocks through all copies. A copy with an id outside the pool is skipped.
 ///
-/// Grid: (pieces, copies, 2) threads; a thread moves 16 bytes. The copies run
-/// at once: no target may be the source or the target of another.
+/// Grid: (pieces, 1, 2) threads. Copies are few: those of one step's appends to
+/// shared blocks.
 [[kernel]] void copy_blocks(
     const device int* copies [[buffer(0)]],
     device uint4* k_cache [[buffer(1)]],
     device uint4* v_cache [[buffer(2)]],
     const constant CopyBlocksParams& p [[buffer(3)]],
     uint3 pos [[thread_position_in_grid]]) {
-  const int source = copies[2 * pos.y];
-  const int target = copies[2 * pos.y + 1];
-  if (int(pos.x) >= p.num_pieces || source < 0 || source >= p.num_blocks ||
-      target < 0 || target >= p.num_blocks) {
+  if (int(pos.x) >= p.num_pieces) {
     return;
   }
-  device uint4* cache = pos.z == 0 ? k_cache : v_cache;
-  cache[size_t(target) * p.num_pieces + pos.x] =
-      cache[size_t(source) * p.num_pieces + pos.x];
+  device uint4* column = (pos.z == 0 ? k_cache : v_cache) + pos.x;
+  for (int i = 0; i < p.num_copies; ++i) {
+    const int source = copies[2 * i];
+    const int target = copies[2 * i + 1];
+    if (source >= 0 && source < p.num_blocks && target >= 0 &&
+        target < p.num_blocks) {
+      column[size_t(target) * p.num_pieces] =
+          column[size_t(source) * p.num_pieces];
+    }
+  }
 }

@@ -338,9 +338,11 @@ KernelLaunch make_copy_blocks_launch(
   launch.buffers = {
       {Operand::BlockCopies}, {Operand::KCache, true}, {Operand::VCache, true}};
   const int num_pieces = static_cast<int>(block_bytes / 16);
-  launch.constants = to_bytes(
-      CopyBlocksParams{.num_blocks = num_blocks, .num_pieces = num_pieces});
-  set_pieces(launch, num_pieces, num_copies);
+  launch.constants = to_bytes(CopyBlocksParams{
+      .num_copies = num_copies,
+      .num_blocks = num_blocks,
+      .num_pieces = num_pieces});
+  set_pieces(launch, num_pieces, 1);
   return launch;
 }
 

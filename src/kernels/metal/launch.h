@@ -129,10 +129,9 @@ KernelLaunch make_kv_append_launch(
     DType kv_dtype);
 
 /**
- * The launch that copies whole blocks, num_copies of them at once:
- * block_copies, k_cache, v_cache. An id outside the pool is skipped.
- * Requires: block_bytes is a multiple of 16; num_copies > 0; no target is the
- * source or the target of another copy.
+ * The launch that copies whole blocks, as if one copy were done after the
+ * other: block_copies, k_cache, v_cache. An id outside the pool is skipped.
+ * Requires: block_bytes is a multiple of 16; num_copies > 0.
  */
 KernelLaunch make_copy_blocks_launch(
     int num_copies,

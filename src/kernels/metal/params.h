@@ -35,6 +35,7 @@ struct KvAppendParams {
 
 /// What copy_blocks needs to know.
 struct CopyBlocksParams {
+  int num_copies;
   int num_blocks;
   int num_pieces;  // pieces of 16 bytes in one block of one cache
 };
