@@ -6,7 +6,7 @@
 #include "kernels/cuda/launch.h"
 #include "mlx/cache_write.h"
 #include "mlx/checks.h"
-#include "mlx/cuda_checks.h"
+#include "mlx/gpu_checks.h"
 
 namespace quire {
 namespace {
@@ -48,7 +48,7 @@ void KvAppend::eval_gpu(
   args.num_slots =
       static_cast<std::int64_t>(k_cache.shape(0)) * k_cache.shape(1);
   if (env().checks) {
-    check_slots(slots, args.num_slots, encoder);
+    check_slots(slots, args.num_slots, stream());
   }
   take_over_caches("kv_append", inputs, outputs, encoder);
   args.num_tokens = k.shape(0);
@@ -82,7 +82,7 @@ void CopyBlocks::eval_gpu(
   const mx::array& copies = inputs[2];
   auto& encoder = mx::cu::get_command_encoder(stream());
   if (env().checks) {
-    check_block_copies(copies, k_cache.shape(0), encoder);
+    check_block_copies(copies, k_cache.shape(0), stream());
   }
   take_over_caches("copy_blocks", inputs, outputs, encoder);
   cuda::CopyBlocksArgs args;

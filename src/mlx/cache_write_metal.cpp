@@ -1,7 +1,9 @@
 // kv_append and copy_blocks on Metal.
 #include "mlx/cache_write.h"
 
+#include "common/env.h"
 #include "mlx/checks.h"
+#include "mlx/gpu_checks.h"
 #include "mlx/metal_launch.h"
 
 namespace quire {
@@ -38,9 +40,14 @@ void KvAppend::eval_gpu(
   mx::array k = inputs[2];
   mx::array v = inputs[3];
   mx::array slot_mapping = inputs[4];
+  const std::int64_t num_slots =
+      static_cast<std::int64_t>(inputs[0].shape(0)) * inputs[0].shape(1);
+  if (env().checks) {
+    check_slots(slot_mapping, num_slots, stream());
+  }
   const auto launch = metal::make_kv_append_launch(
       k.shape(0),
-      static_cast<std::int64_t>(inputs[0].shape(0)) * inputs[0].shape(1),
+      num_slots,
       k.shape(1) * k.shape(2),
       require_float("kv_append", "k", k),
       require_float("kv_append", "k_cache", inputs[0]));
@@ -72,6 +79,9 @@ void CopyBlocks::eval_gpu(
   outputs[1].copy_shared_buffer(inputs[1]);
   mx::array block_copies = inputs[2];
   const int num_blocks = inputs[0].shape(0);
+  if (env().checks) {
+    check_block_copies(block_copies, num_blocks, stream());
+  }
   const auto launch = metal::make_copy_blocks_launch(
       block_copies.shape(0),
       num_blocks,

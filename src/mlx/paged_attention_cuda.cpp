@@ -7,7 +7,7 @@
 #include "kernels/cuda/launch.h"
 #include "mlx/checks.h"
 #include "mlx/cuda_buffers.h"
-#include "mlx/cuda_checks.h"
+#include "mlx/gpu_checks.h"
 #include "mlx/paged_attention.h"
 #include "mlx/path_counts.h"
 
@@ -60,7 +60,7 @@ void PagedAttention::eval_gpu(
         std::string("[paged_attention] ") + choice.reason + ".");
   }
   if (env().checks) {
-    check_decode_step(c.params, max_seq_len_, block_table, seq_lens, encoder);
+    check_decode_step(c.params, max_seq_len_, block_table, seq_lens, stream());
   }
 
   allocate_on_device(out, encoder);

@@ -4,7 +4,9 @@
 #include <mlx/allocator.h>
 #include <mlx/backend/metal/device.h>
 
+#include "common/env.h"
 #include "mlx/checks.h"
+#include "mlx/gpu_checks.h"
 #include "mlx/metal_launch.h"
 #include "mlx/paged_attention.h"
 #include "mlx/path_counts.h"
@@ -64,6 +66,9 @@ void PagedAttention::eval_gpu(
       decode_signature(q, k_cache, block_table, scale_, num_splits_);
   const int table_tokens = c.params.max_blocks_per_seq * c.params.block_size;
 
+  if (env().checks) {
+    check_decode_step(c.params, max_seq_len_, block_table, seq_lens, stream());
+  }
   out.set_data(mx::allocator::malloc(out.nbytes()));
   const DecodePlan plan = make_decode_plan(
       {.num_seqs = c.params.num_seqs,

@@ -1,29 +1,18 @@
-#include "mlx/cuda_checks.h"
+#include "mlx/gpu_checks.h"
 
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include <mlx/backend/cuda/utils.h>
-
-#include "kernels/cuda/launch.h"
 #include "mlx/decode_checks.h"
-
-#define QUIRE_CHECK_CUDA(call) cuda::check_cuda(#call, call)
 
 namespace quire {
 namespace {
 
-// Copies a device array once all work before it is done.
 template <class T>
-std::vector<T> download(const mx::array& a, mx::cu::CommandEncoder& encoder) {
-  encoder.synchronize();
+std::vector<T> host_values(const mx::array& a, mx::Stream stream) {
   std::vector<T> host(a.size());
-  QUIRE_CHECK_CUDA(cudaMemcpy(
-      host.data(),
-      mx::gpu_ptr<T>(a),
-      host.size() * sizeof(T),
-      cudaMemcpyDefault));
+  download(a, host.data(), stream);
   return host;
 }
 
@@ -38,9 +27,9 @@ void check_decode_step(
     int max_seq_len,
     const mx::array& block_table,
     const mx::array& seq_lens,
-    mx::cu::CommandEncoder& encoder) {
-  const auto lens = download<std::int32_t>(seq_lens, encoder);
-  const auto table = download<std::int32_t>(block_table, encoder);
+    mx::Stream stream) {
+  const auto lens = host_values<std::int32_t>(seq_lens, stream);
+  const auto table = host_values<std::int32_t>(block_table, stream);
   check_max_seq_len(lens.data(), params.num_seqs, max_seq_len);
   check_block_table(
       table.data(),
@@ -54,8 +43,8 @@ void check_decode_step(
 void check_slots(
     const mx::array& slots,
     std::int64_t num_slots,
-    mx::cu::CommandEncoder& encoder) {
-  for (const std::int64_t slot : download<std::int64_t>(slots, encoder)) {
+    mx::Stream stream) {
+  for (const std::int64_t slot : host_values<std::int64_t>(slots, stream)) {
     if (slot < -1 || slot >= num_slots) {
       fail(
           "[kv_append] Slots must be -1 or below num_blocks * block_size, " +
@@ -67,8 +56,8 @@ void check_slots(
 void check_block_copies(
     const mx::array& copies,
     std::int32_t num_blocks,
-    mx::cu::CommandEncoder& encoder) {
-  for (const std::int32_t id : download<std::int32_t>(copies, encoder)) {
+    mx::Stream stream) {
+  for (const std::int32_t id : host_values<std::int32_t>(copies, stream)) {
     if (id < 0 || id >= num_blocks) {
       fail(
           "[copy_blocks] Block ids must be below num_blocks, " +
