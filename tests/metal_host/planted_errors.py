@@ -268,15 +268,17 @@ class Trial:
 
 
 def first_line(said):
+    test = re.search(r"TEST CASE:\s*([^\n]*)", said)
+    prefix = f"\"{test[1]}\": " if test else ""
     for pattern in (
-        r"threw exception: ([^\n]*)", r"threw: ([^\n]*)",
-        r"(AddressSanitizer: [\w-]+)", r"runtime error: ([^\n]*)",
-        r"error: ([^\n]*)", r"values: ([^\n]*)",
+        r"threw exception: ([^\n]*)", r"(AddressSanitizer: [\w-]+)",
+        r"runtime error: ([^\n]*)", r"error: (?!CHECK|REQUIRE)([^\n]*)",
+        r"values: ([^\n]*)",
     ):  # fmt: skip
-        found = re.search(pattern, said)
+        found = re.search(pattern, said, re.I)
         if found:
-            return found[1].strip()[:100]
-    return said.strip().split("\n")[-1][:100]
+            return prefix + found[1].strip()[:100]
+    return prefix + said.strip().split("\n")[-1][:100]
 
 
 def attempt(build, error):
