@@ -201,6 +201,22 @@ std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+/**
+ * The forced number of splits without those that would be empty for the
+ * longest sequence: memory follows the lengths, not the request. Two stay two:
+ * whether a row is merged must not depend on the rest of the batch.
+ */
+std::int64_t useful_splits(const DecodeArgs& args) {
+  const std::int32_t* seq_lens = args.seq_lens;
+  const int longest =
+      args.params.num_seqs == 0
+          ? 0
+          : *std::max_element(seq_lens, seq_lens + args.params.num_seqs);
+  return std::min<std::int64_t>(
+      args.params.num_splits,
+      std::max<std::int64_t>(2, (longest + kSplitTokens - 1) / kSplitTokens));
+}
+
 DecodeRun::DecodeRun(
     const DecodeArgs& args,
     const StepKernel& kernel,
@@ -227,7 +243,7 @@ DecodeRun::DecodeRun(
       first_item.push_back(first_item.back() + items_of(args.seq_lens[seq]));
     }
   };
-  splits_ = p_.num_splits;
+  splits_ = useful_splits(args);
   const std::int64_t heads_for_all =
       std::min<std::int64_t>(p_.num_kv_heads, num_threads);
   if (fixed_splits()) {

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <limits>
 #include <memory>
 #include <string>
 #include <thread>
@@ -260,6 +261,17 @@ TEST_CASE("Forced splits give a row the same bits in any company") {
       }
     }
   }
+}
+
+TEST_CASE("Splits beyond a sequence's tokens change nothing, nor cost memory") {
+  DecodeCase c;
+  c.num_q_heads = 8;
+  c.seq_lens = {300, 5, 0};
+  DecodeInputs inputs(c, kNan);
+  const Isa isa = cpu::selected_isa();
+  const auto expected = decode(inputs, isa, 2, 300);
+  // A state for each would not fit any memory.
+  CHECK(decode(inputs, isa, 2, std::numeric_limits<int>::max()) == expected);
 }
 
 TEST_CASE(
