@@ -13,23 +13,24 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
-#include <sys/mman.h>
-
 #include "kernels/cpu/decode_engine.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/roofs.h"
-#include "kernels/float_bits.h"
+#include "kv_region.h"
 
 namespace {
 
 using namespace quire;
+using bench::kRegionBytes;
+using bench::median;
+using bench::put;
+using bench::Region;
 
 struct Cell {
   DType q_dtype;
@@ -72,65 +73,6 @@ const std::vector<Cell> kLinearCells = {
 };
 
 constexpr int kBlockSize = 32;
-constexpr std::size_t kRegionBytes = std::size_t{1280} << 20;
-constexpr std::size_t kHugePage = std::size_t{2} << 20;
-
-void put(std::byte* data, std::size_t idx, float x, DType dtype) {
-  if (dtype == kF32) {
-    std::memcpy(data + 4 * idx, &x, 4);
-    return;
-  }
-  const std::uint16_t bits = dtype == kF16 ? f16_from_f32(x) : bf16_from_f32(x);
-  std::memcpy(data + 2 * idx, &bits, 2);
-}
-
-/** One region for all K and V: far larger than any cache. */
-class Region {
- public:
-  explicit Region(bool huge_pages) {
-    void* memory = mmap(
-        nullptr,
-        kRegionBytes + kHugePage,
-        PROT_READ | PROT_WRITE,
-        MAP_PRIVATE | MAP_ANONYMOUS,
-        -1,
-        0);
-    if (memory == MAP_FAILED) {
-      std::perror("mmap");
-      std::exit(2);
-    }
-    auto address = reinterpret_cast<std::uintptr_t>(memory);
-    address = (address + kHugePage - 1) / kHugePage * kHugePage;
-    data_ = reinterpret_cast<std::byte*>(address);
-    madvise(data_, kRegionBytes, huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-  }
-  std::byte* fill(DType dtype) {
-    if (filled_ && dtype_ == dtype) {
-      return data_;
-    }
-    std::mt19937 rng(7);
-    std::normal_distribution<float> normal;
-    for (std::size_t i = 0; i < kHugePage / dtype_bytes(dtype); ++i) {
-      put(data_, i, normal(rng), dtype);
-    }
-    for (std::size_t at = kHugePage; at < kRegionBytes; at += kHugePage) {
-      std::memcpy(data_ + at, data_, kHugePage);
-    }
-    filled_ = true;
-    dtype_ = dtype;
-    return data_;
-  }
-
- private:
-  std::byte* data_ = nullptr;
-  DType dtype_ = kF32;
-  bool filled_ = false;
-};
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 /** As much of a cell as stays in the L2 caches: what the arithmetic takes. */
 Cell cached(Cell cell) {
