@@ -2,6 +2,7 @@
 // threads run. Compiled once a flavour; checks the kernels that are linked in.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -127,12 +128,27 @@ TEST_CASE("the order of threads does not change a bit") {
 }
 
 TEST_CASE("lengths around the planner's thresholds, on every path") {
-  // Where one split becomes two, and where the granule moves a boundary.
-  for (const int seq_len : {63, 64, 65, 127, 128, 129, 511, 512, 513}) {
-    for (const int num_splits : {0, 1, 2, 64}) {
-      HostCase c{.group_size = 4, .seq_lens = {seq_len}};
-      c.num_splits = num_splits;
-      check(c);
+  // 32 query heads, 8 KV heads: where the number of splits changes.
+  HostCase c{.group_size = 4, .num_kv_heads = 8};
+  const auto splits_of = [&](int seq_len) {
+    c.seq_lens = {seq_len};
+    c.num_splits = 0;
+    HostProblem problem(c);
+    return make_launch(problem.args()).kernels[0].num_threadgroups[1];
+  };
+  int num_thresholds = 0;
+  for (int seq_len = 64; num_thresholds < (kFull ? 8 : 2); seq_len += 64) {
+    REQUIRE(seq_len < 4096);
+    if (splits_of(seq_len) == splits_of(seq_len + 1)) {
+      continue;
+    }
+    ++num_thresholds;
+    for (const int near : {seq_len - 1, seq_len, seq_len + 1}) {
+      for (const int num_splits : {0, 1, 2, 64}) {
+        c.seq_lens = {near};
+        c.num_splits = num_splits;
+        check(c);
+      }
     }
   }
 }
@@ -159,6 +175,35 @@ TEST_CASE("permuting the blocks does not change a bit") {
   CHECK(problem.result() == first);
 }
 
+TEST_CASE("a head's row ends where the next head's begins") {
+  // 80 and 96 elements do not fill 32 lanes evenly.
+  for (const int head_dim : metal::kHeadDims) {
+    for (const int group_size : {1, 4, 8}) {
+      HostCase c{.head_dim = head_dim, .group_size = group_size};
+      c.num_kv_heads = 3;
+      c.seq_lens = {75};
+      CAPTURE(c);
+      HostProblem problem(c);
+      const auto launch = make_launch(problem.args());
+      if (!is_compiled_in(launch)) {
+        continue;
+      }
+      problem.run(launch);
+      const auto first = problem.result();
+      problem.fill_head_with_nan(0);
+      problem.fill_head_with_nan(2);
+      problem.run(launch);
+      const auto second = problem.result();
+      const auto third = static_cast<std::ptrdiff_t>(first.size() / 3);
+      CHECK(std::equal(
+          first.begin() + third,
+          first.begin() + 2 * third,
+          second.begin() + third));
+      CHECK(first != second);
+    }
+  }
+}
+
 TEST_CASE("every variant worth trying is right") {
   for (const int head_dim : {64, 128}) {
     for (const int group_size : {1, 2, 4, 8}) {
@@ -179,11 +224,16 @@ TEST_CASE("pools of more than 2^31 elements") {
       .rounding = {},
       .skip = [](const testing::DecodeCase&) { return ""; },
       .run = [](const DecodeArgs& args) { paged_decode(args); }};
-  for (const testing::DecodeCase& c : testing::decode_cases()) {
-    if (c.cost == testing::Cost::Sparse &&
-        is_compiled_in(make_launch(testing::CaseData(c).args()))) {
-      CAPTURE(c.name);
-      CHECK(testing::check_case(c, {&backend, 1}) == "");
+  for (testing::DecodeCase c : testing::decode_cases()) {
+    if (c.cost != testing::Cost::Sparse ||
+        !is_compiled_in(make_launch(testing::CaseData(c).args()))) {
+      continue;
     }
+    CAPTURE(c.name);
+    CHECK(testing::check_case(c, {&backend, 1}) == "");
+    // Long enough for a simdgroup's second and third step.
+    c.seq_lens = {180, 33};
+    c.num_splits = 1;
+    CHECK(testing::check_case(c, {&backend, 1}) == "");
   }
 }

@@ -230,6 +230,19 @@ void HostProblem::permute_blocks() {
   }
 }
 
+void HostProblem::fill_head_with_nan(int kv_head) {
+  const std::size_t row =
+      static_cast<std::size_t>(case_.head_dim) * dtype_bytes(case_.kv_dtype);
+  const std::size_t stride = row * static_cast<std::size_t>(case_.num_kv_heads);
+  for (auto* cache : {&k_, &v_}) {
+    for (std::size_t at = row * static_cast<std::size_t>(kv_head);
+         at < cache->size();
+         at += stride) {
+      std::fill_n(cache->data() + at, row, 0xff);
+    }
+  }
+}
+
 double HostProblem::max_error() const {
   constexpr double kWrong = std::numeric_limits<double>::infinity();
   if (!canaries_whole(out_) ||

@@ -51,6 +51,9 @@ class HostProblem {
   /** Moves every block of the pool elsewhere, with its NaNs. */
   void permute_blocks();
 
+  /** Makes K and V of one KV head NaN, in every slot. */
+  void fill_head_with_nan(int kv_head);
+
   /** The largest relative RMS error of a (sequence, query head) row against the
    * reference in double; infinite if a row of an empty sequence is not zero or
    * a canary was overwritten. */

@@ -63,7 +63,7 @@ ERRORS = [
     ("wrong KV head", DECODE, "row_group * token_stride + kv_head * HeadDim", "row_group * token_stride"),
     ("every simdgroup takes every step", DECODE, "const int next = step + kTokenSimdgroups;", "const int next = step + 1;"),
     ("next K loaded past the split", DECODE, "if (c == kScores - 1 && next < end_step) {", "if (c == kScores - 1) {"),
-    ("K loaded as well as V", DECODE, "    if (next < end_step) {\n      Layout::template load_rows<Rows>(\n          v_cache", "    if (next < end_step) {\n      Layout::template load_rows<Rows>(\n          k_cache + next_at, token_stride, row_group, lane, next_left, v_words);\n      acc[0][0] += 0.0f * float(v_words[0][0] & 1);\n      Layout::template load_rows<Rows>(\n          v_cache"),
+    ("K loaded as well as V", DECODE, "    if (next < end_step) {\n      Layout::template load_rows<Rows>(\n          v_cache", "    if (next < end_step) {\n      Layout::template load_rows<Rows>(\n          k_cache + next_at, token_stride, row_group, lane, next_left, v_words);\n      acc[0][0] = v_words[0][0] == 0x7fc54321 ? 0.0f : acc[0][0];\n      Layout::template load_rows<Rows>(\n          v_cache"),
     ("last split stops at its size", DECODE, "if (split + 1 < p.num_splits) {", "if (true) {"),
     ("rows one too far apart", LAYOUT, "row + i * kRowGroups * row_stride", "row + (i * kRowGroups + 1) * row_stride", 0),
     ("scatter misses a step", DECODE, "int width = Lanes / 2;", "int width = Lanes / 4;"),
@@ -268,8 +268,10 @@ class Trial:
 
 
 def first_line(said):
-    test = re.search(r"TEST CASE:\s*([^\n]*)", said)
-    prefix = f"\"{test[1]}\": " if test else ""
+    # Of the test cases that printed something, the one that failed.
+    until = said.split("ERROR:")[0] if "ERROR:" in said else said
+    tests = re.findall(r"TEST CASE:\s*([^\n]*)", until)
+    prefix = f"\"{tests[-1]}\": " if tests else ""
     for pattern in (
         r"threw exception: ([^\n]*)", r"(AddressSanitizer: [\w-]+)",
         r"runtime error: ([^\n]*)", r"error: (?!CHECK|REQUIRE)([^\n]*)",
