@@ -20,8 +20,8 @@ void catch_interrupts() {
   struct sigaction action {};
   action.sa_handler = on_signal;  // no SA_RESTART: a blocked write must return
   // The second signal waits until the handler has made it deadly.
-  ::sigaddset(&action.sa_mask, SIGINT);
-  ::sigaddset(&action.sa_mask, SIGTERM);
+  sigaddset(&action.sa_mask, SIGINT);  // a macro on macOS
+  sigaddset(&action.sa_mask, SIGTERM);
   ::sigaction(SIGINT, &action, nullptr);
   ::sigaction(SIGTERM, &action, nullptr);
 }

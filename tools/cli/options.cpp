@@ -1,8 +1,9 @@
 #include "tools/cli/options.h"
 
+#include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
+#include <cstdlib>
 #include <string_view>
 #include <utility>
 
@@ -72,14 +73,16 @@ std::int64_t parse_size(const std::string& flag, const std::string& text) {
       {"G", 0x1p30},
       {"GiB", 0x1p30},
   }};
-  double number = 0;
-  const char* text_end = text.data() + text.size();
-  const auto [end, error] =
-      std::from_chars(text.data(), text_end, number, std::chars_format::fixed);
+  // Apple's libc++ has no std::from_chars for floating point.
+  const std::size_t length =
+      std::min(text.find_first_not_of("0123456789."), text.size());
+  const std::string digits = text.substr(0, length);
+  const bool is_number = digits.find_first_not_of('.') != std::string::npos &&
+                         std::count(digits.begin(), digits.end(), '.') <= 1;
   double bytes = -1;
   for (const auto& [unit, factor] : kUnits) {
-    if (error == std::errc() && std::string_view(end, text_end) == unit) {
-      bytes = std::floor(number * factor);
+    if (is_number && text.substr(length) == unit) {
+      bytes = std::floor(std::strtod(digits.c_str(), nullptr) * factor);
     }
   }
   require(

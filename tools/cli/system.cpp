@@ -21,6 +21,7 @@ namespace {
 
 namespace mx = mlx::core;
 
+#ifndef __APPLE__
 // OpenBLAS is linked by the build, or not; asking the loader serves both.
 std::string openblas_text(const char* function) {
   void* symbol = ::dlsym(RTLD_DEFAULT, function);
@@ -31,6 +32,7 @@ int openblas_threads() {
   void* symbol = ::dlsym(RTLD_DEFAULT, "openblas_get_num_threads");
   return symbol ? reinterpret_cast<int (*)()>(symbol)() : 0;
 }
+#endif
 
 }  // namespace
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <thread>
+#include <future>
 
 namespace quire::tools {
 namespace {
@@ -101,9 +101,10 @@ void dequantize(const GgufTensor& tensor, float* out, int num_threads) {
         out + begin * block.elements,
         std::min(share, num_blocks - begin));
   };
-  std::vector<std::jthread> threads;
+  // Not std::jthread, which Apple's libc++ lacks. A future joins as well.
+  std::vector<std::future<void>> others;
   for (std::int64_t begin = share; begin < num_blocks; begin += share) {
-    threads.emplace_back(run, begin);
+    others.push_back(std::async(std::launch::async, run, begin));
   }
   run(0);
 }
