@@ -139,7 +139,8 @@ endfunction()
 # harness sources and the objects in the list that the variable OBJECTS names.
 function(quire_metal_host_program name flavour objects_variable)
   quire_metal_host_flavour(${flavour})
-  set(dir "${CMAKE_CURRENT_BINARY_DIR}/${flavour}")
+  # MSan's harness is traced's: both are compiled without a sanitizer.
+  string(REPLACE "msan" "traced" dir "${CMAKE_CURRENT_BINARY_DIR}/${flavour}")
   set(all ${${objects_variable}})
   foreach(source IN LISTS ARGN)
     get_filename_component(stem "${source}" NAME_WE)
