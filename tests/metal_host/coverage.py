@@ -16,7 +16,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import tempfile
 
 from planted_errors import CLANG, HERE, ROOT
 
@@ -28,6 +27,17 @@ OURS = ("kernels/metal/", "kernels/attention_state.h")
 
 def run(*command, **options):
     return subprocess.run(list(map(str, command)), check=True, **options)
+
+
+def compile_newer(source, flags, out):
+    """The object of a source, compiled if it is older: what was done when the
+    script was stopped is not done again."""
+    made = out / f"{source.stem}.o"
+    if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
+        partial = out / "partial.o"
+        run(CLANG, *flags, "-c", source, "-o", partial)
+        partial.rename(made)
+    return made
 
 
 def origins(path):
@@ -48,10 +58,9 @@ def build(gen, harness, out):
     shards = sorted(p for t in TABLES for p in gen.glob(f"{t}.cpp"))
     objects, declarations, entries = [], "", ""
     for shard in shards:
-        objects.append(out / f"{shard.stem}.o")
-        run(CLANG, "-std=c++14", "-x", "c++", "-w", "-march=native", "-O1", *COVER,
-            f"-I{HERE / 'shim'}", f"-I{HERE}", "-c", shard, "-o",
-            objects[-1])  # fmt: skip
+        flags = ["-std=c++14", "-x", "c++", "-w", "-march=native", "-O1", *COVER,
+                 f"-I{HERE / 'shim'}", f"-I{HERE}"]  # fmt: skip
+        objects.append(compile_newer(shard, flags, out))
         declarations += (
             f"extern const lockstep::KernelEntry lockstep_kernels_{shard.stem}[];\n"
         )
@@ -66,9 +75,8 @@ def build(gen, harness, out):
     includes = [f"-I{ROOT / p}" for p in ("src", "include", "tests")] + [f"-I{HERE}"]
     tests = [HERE / f"{test}.cpp" for test in TESTS]
     for source in (table, *tests):
-        objects.append(out / f"{source.stem}.o")
-        run(CLANG, "-std=c++20", "-O1", "-DQUIRE_METAL_HOST_FULL=0", *includes, "-c",
-            source, "-o", objects[-1])  # fmt: skip
+        flags = ["-std=c++20", "-O1", "-DQUIRE_METAL_HOST_FULL=0", *includes]
+        objects.append(compile_newer(source, flags, out))
     others = [
         p for p in harness.glob("harness_*.o")
         if not p.stem.endswith(("_host_test", "counters_test"))
@@ -91,23 +99,23 @@ def main():
     tree = pathlib.Path(sys.argv[1]).resolve() / "tests/metal_host"
     lines = collections.Counter()
     branches = collections.defaultdict(lambda: [0, 0])
-    with tempfile.TemporaryDirectory() as scratch:
-        out = pathlib.Path(scratch)
-        program, shards = build(tree / "gen", tree / "traced", out)
-        where = {str(s): origins(s) for s in shards}
-        for function in export(program, out):
-            places = [where.get(name, {}) for name in function["filenames"]]
-            for region in function["regions"]:
-                begin, column, end, _, count, file, _, kind = region
-                at = places[file].get(begin)
-                if at and kind == 0:
-                    lines[(*at, column)] += count
-            for branch in function["branches"]:
-                at = places[branch[6]].get(branch[0])
-                if at:
-                    sides = branches[(*at, branch[1])]
-                    sides[0] += branch[4]
-                    sides[1] += branch[5]
+    out = tree / "coverage"
+    out.mkdir(exist_ok=True)
+    program, shards = build(tree / "gen", tree / "traced", out)
+    where = {str(s): origins(s) for s in shards}
+    for function in export(program, out):
+        places = [where.get(name, {}) for name in function["filenames"]]
+        for region in function["regions"]:
+            begin, column, _, _, count, file, _, kind = region
+            at = places[file].get(begin)
+            if at and kind == 0:
+                lines[(*at, column)] += count
+        for branch in function["branches"]:
+            at = places[branch[6]].get(branch[0])
+            if at:
+                sides = branches[(*at, branch[1])]
+                sides[0] += branch[4]
+                sides[1] += branch[5]
     never = [
         f"{name}:{line}:{column}: never runs"
         for (name, line, column), count in sorted(lines.items()) if count == 0
