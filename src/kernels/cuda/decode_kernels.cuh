@@ -5,31 +5,62 @@
 
 namespace quire::cuda {
 
+template <
+    class T,
+    int kHeadDim,
+    int kKvHeads,
+    int kMaxHeads,
+    int kMaxStages,
+    bool kConvert = false,
+    bool kCluster = false>
+const void* address() {
+  return reinterpret_cast<const void*>(&paged_decode_kernel<
+                                       T,
+                                       kHeadDim,
+                                       kKvHeads,
+                                       kMaxHeads,
+                                       kMaxStages,
+                                       kConvert,
+                                       kCluster>);
+}
+
 template <class T, int kHeadDim>
 const void* decode_kernel(const DecodeVariant& v) {
-  const auto address = [](auto* kernel) {
-    return reinterpret_cast<const void*>(kernel);
-  };
   if constexpr (sizeof(T) == 4) {
-    return v.max_heads == 4
-               ? address(&paged_decode_kernel<T, kHeadDim, 4, 3, true, false>)
-               : address(&paged_decode_kernel<T, kHeadDim, 8, 3, true, false>);
+    if constexpr (kHeadDim < 256) {
+      if (v.max_heads == 16) {
+        return address<T, kHeadDim, 1, 16, 3, true>();
+      }
+    }
+    return v.max_heads == 4 ? address<T, kHeadDim, 1, 4, 3, true>()
+                            : address<T, kHeadDim, 1, 8, 3, true>();
   } else {
+    if constexpr (kHeadDim == 64) {
+      if (v.kv_heads == 3) {
+        return address<T, kHeadDim, 3, 4, 4>();
+      }
+    }
+    if constexpr (kHeadDim == 96) {
+      if (v.kv_heads == 2) {
+        return address<T, kHeadDim, 2, 8, 4>();
+      }
+    }
     if (v.cluster) {
-      return v.max_stages == 2
-                 ? address(&paged_decode_kernel<T, kHeadDim, 8, 2, false, true>)
-                 : address(
-                       &paged_decode_kernel<T, kHeadDim, 8, 3, false, true>);
+      if constexpr (kHeadDim >= 128) {  // where 3 stages may not fit
+        if (v.max_stages == 2) {
+          return address<T, kHeadDim, 1, 8, 2, false, true>();
+        }
+      }
+      return address<T, kHeadDim, 1, 8, 3, false, true>();
     }
     if (v.convert) {
-      return address(&paged_decode_kernel<T, kHeadDim, 8, 3, true, false>);
+      return address<T, kHeadDim, 1, 8, 3, true>();
     }
     if (v.max_heads == 16) {
-      return address(&paged_decode_kernel<T, kHeadDim, 16, 3, false, false>);
+      return address<T, kHeadDim, 1, 16, 3>();
     }
-    return v.max_stages == 2
-               ? address(&paged_decode_kernel<T, kHeadDim, 8, 2, false, false>)
-               : address(&paged_decode_kernel<T, kHeadDim, 8, 3, false, false>);
+    return v.max_stages == 2 ? address<T, kHeadDim, 1, 8, 2>()
+                             : address<T, kHeadDim, 1, 8, 3>();
   }
 }
 

@@ -18,6 +18,9 @@ bool known_head_dim(int head_dim) {
          std::end(kHeadDims);
 }
 
+// Units of a CTA below which it serves one KV head: 16 a warp.
+constexpr int kMinUnits = 128;
+
 // Why the kernels do not serve a case; empty when they do.
 const char* unsupported(const DecodeParams& p, const DeviceLimits& limits) {
   if (limits.compute_capability < 80) {
@@ -32,6 +35,25 @@ const char* unsupported(const DecodeParams& p, const DeviceLimits& limits) {
            "to 256";
   }
   return "";
+}
+
+// KV heads that a CTA serves. Rows of 3 heads of 64 or 2 of 96 are whole lines
+// of 128 bytes, which the heads' own CTAs would ask for out of step: 5 and 6 %
+// of the time. Merges and units grow with it, so that every warp must have
+// units enough, and the ring needs Hopper's shared memory. Two heads of 64 and
+// two of 128 gain nothing.
+int cta_kv_heads(
+    const DecodeParams& p,
+    int group,
+    std::int64_t units,
+    int num_sms) {
+  int heads = 1;
+  if (p.head_dim == 64 && p.num_kv_heads % 3 == 0 && group <= 4) {
+    heads = 3;
+  } else if (p.head_dim == 96 && p.num_kv_heads % 2 == 0 && group <= 8) {
+    heads = 2;
+  }
+  return units * p.num_kv_heads >= kMinUnits * heads * num_sms ? heads : 1;
 }
 
 // Leaders of one sequence's merge. A leader's threads collect the states of
@@ -62,7 +84,8 @@ constexpr int cluster_bytes(int quads) {
 // Stages of the ring if one sequence is merged in clusters, 0 if it is not. The
 // merge by clusters saves about a microsecond but leaves SMs idle: worth it up
 // to 16k tokens with 3 stages, 2k with 2 or where launches overlap, as long as
-// less than half of the SMs idle.
+// less than half of the SMs idle and mail would not be as quick, between so few
+// CTAs.
 int cluster_stages(
     const DeviceLimits& limits,
     const DecodeLaunchOptions& options,
@@ -71,7 +94,7 @@ int cluster_stages(
     int bound,
     int heads,
     int cluster) {
-  if (cluster * heads * 2 < limits.num_sms - heads) {
+  if (cluster < 4 || cluster * heads * 2 < limits.num_sms - heads) {
     return 0;
   }
   const int bytes = deep.smem_bytes(tile_heads) +
@@ -124,6 +147,9 @@ DecodeChoice choose_decode_launch(
   // A converted q takes the registers of a second tile of heads.
   l.variant.max_heads =
       group <= few || (kv_bytes == 2 && l.variant.convert) ? few : many;
+  if (kv_bytes == 4 && group > many && params.head_dim < 256) {
+    l.variant.max_heads = 16;
+  }
 
   DecodeKernelArgs& a = l.args;
   a.q_dtype = q_dtype;
@@ -143,21 +169,32 @@ DecodeChoice choose_decode_launch(
   a.scale_log2 =
       static_cast<float>(params.scale * std::numbers::log2e_v<double>);
 
-  const int heads = params.num_kv_heads * a.head_tiles;
-  const int quads = a.tile_heads * (params.head_dim / 4);
-  int num_ranges = std::max(1, limits.num_sms / heads);
   a.num_splits = std::max(0, params.num_splits);
   const bool dealt = a.num_splits == 0 && params.num_seqs == 1;
   const int bound = options.max_seq_len > 0
                         ? std::min(options.max_seq_len, a.max_seq_len)
                         : a.max_seq_len;
+  const std::int64_t units =
+      std::int64_t{params.num_seqs} * bound / (kv_bytes == 2 ? 16 : 8);
+  if (a.num_splits == 0 && kv_bytes == 2 && !l.variant.convert &&
+      a.head_tiles == 1 && smem == SmemClass::Kb227) {
+    l.variant.kv_heads = cta_kv_heads(params, group, units, limits.num_sms);
+  }
+  const int heads = params.num_kv_heads / l.variant.kv_heads * a.head_tiles;
+  a.range_ctas = heads;
+  const int quads = l.variant.kv_heads * a.tile_heads * (params.head_dim / 4);
+  int num_ranges = std::max(1, limits.num_sms / heads);
 
   const bool in_step = !dealt && a.num_splits == 0 && heads % 2 == 0 &&
                        limits.active_clusters[2] > 0;
   // Rings of 2 stages and clusters are compiled for q and cache of one 16-bit
   // type and up to 8 heads.
-  if (!l.variant.convert && l.variant.max_heads == few) {
-    const TileShape deep = tile_shape(kv_bytes, params.head_dim, few, 3, smem);
+  if (l.variant.kv_heads > 1) {
+    l.variant.max_stages = 4;
+    l.variant.max_heads = params.head_dim == 64 ? 4 : 8;
+  } else if (!l.variant.convert && l.variant.max_heads == few) {
+    const TileShape deep =
+        tile_shape(kv_bytes, params.head_dim, 1, few, 3, smem);
     const int cluster = cluster_size(limits, heads, num_ranges);
     const int stages =
         dealt && cluster > 0
@@ -169,8 +206,6 @@ DecodeChoice choose_decode_launch(
       l.variant.max_stages = stages;
       l.cluster = num_ranges = cluster;
     } else {
-      const std::int64_t units =
-          std::int64_t{params.num_seqs} * bound / deep.unit_len();
       l.variant.max_stages = ring_stages(
           units / std::max(1, num_ranges * deep.warps), deep, in_step);
     }
@@ -178,11 +213,12 @@ DecodeChoice choose_decode_launch(
   const TileShape shape = tile_shape(
       kv_bytes,
       params.head_dim,
+      l.variant.kv_heads,
       l.variant.max_heads,
       l.variant.max_stages,
       smem);
   l.cta_threads = shape.warps * kWarpSize;
-  l.smem_bytes = shape.smem_bytes(a.tile_heads) +
+  l.smem_bytes = shape.smem_bytes(l.variant.kv_heads * a.tile_heads) +
                  (l.variant.cluster ? cluster_bytes(quads) : 0);
   if (shape.warps == 0 || l.smem_bytes > limits.smem_per_cta_bytes) {
     choice.reason =

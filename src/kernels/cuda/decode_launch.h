@@ -41,6 +41,7 @@ constexpr SmemClass smem_class(int compute_capability) {
 struct TileShape {
   int kv_bytes = 0;  // bytes of a cache element
   int head_dim = 0;
+  int kv_heads = 0;   // KV heads that a CTA serves, side by side in memory
   int max_heads = 0;  // query heads of one KV head that a CTA serves at most
   int warps = 0;
   int stages = 0;  // units in a warp's ring
@@ -51,14 +52,18 @@ struct TileShape {
   QUIRE_HD constexpr int unit_len() const {
     return kv_bytes == 2 ? 16 : 8;
   }
+  /// Bytes of a token's K or V that lie side by side.
+  QUIRE_HD constexpr int token_bytes() const {
+    return kv_heads * head_dim * kv_bytes;
+  }
   /// The tensor cores take eight rows of a 16-byte column of chunks at once:
-  /// rows of a power of two are swizzled for it, others get one chunk of
+  /// rows of whole 128-byte lines are swizzled for it, others get one chunk of
   /// padding, which makes their number odd. float32 rows are read along.
   QUIRE_HD constexpr bool swizzled() const {
-    return kv_bytes == 2 && (head_dim & (head_dim - 1)) == 0;
+    return kv_bytes == 2 && token_bytes() % 128 == 0;
   }
   QUIRE_HD constexpr int row_bytes() const {
-    return head_dim * kv_bytes + (kv_bytes == 2 && !swizzled() ? 16 : 0);
+    return token_bytes() + (kv_bytes == 2 && !swizzled() ? 16 : 0);
   }
   QUIRE_HD constexpr int ring_bytes() const {  // of one warp
     return 2 * unit_len() * row_bytes() * stages;
@@ -69,18 +74,25 @@ struct TileShape {
   QUIRE_HD constexpr int partial_stride() const {
     return head_dim + (kv_bytes == 2 ? 4 : 0);
   }
-  /// Ring and the warps' partial states: output, maximum and sum of each head.
+  /// Ring and the warps' partial states: output, maximum and sum of each of
+  /// `heads` query heads, of all KV heads together.
   QUIRE_HD constexpr int smem_bytes(int heads) const {
     return warps * (ring_bytes() + heads * (partial_stride() + 2) * 4) +
-           (kv_bytes == 4 ? warps * 64 * 4 : 0);  // P on its way between lanes
+           warps * scratch_floats() * 4;
+  }
+  /// Floats of a warp's softmax weights on their way between lanes, which the
+  /// tensor cores do not need.
+  QUIRE_HD constexpr int scratch_floats() const {
+    return kv_bytes == 4 ? unit_len() * max_heads : 0;
   }
 };
 
-/// The shape for a cache type, a head dim and a number of heads: the most
+/// The shape for a cache type, a head dim and numbers of heads: the most
 /// bytes in flight that fit, 8 warps where the ring allows it.
 constexpr TileShape tile_shape(
     int kv_bytes,
     int head_dim,
+    int kv_heads,
     int max_heads,
     int max_stages,
     SmemClass smem) {
@@ -88,8 +100,9 @@ constexpr TileShape tile_shape(
   for (int warps = head_dim == 256 ? 4 : 8; warps >= 2 && best.warps == 0;
        warps /= 2) {
     for (int stages = max_stages; stages >= 2 && best.warps == 0; --stages) {
-      const TileShape shape{kv_bytes, head_dim, max_heads, warps, stages};
-      if (shape.smem_bytes(max_heads) <= smem_limit_bytes(smem)) {
+      const TileShape shape{
+          kv_bytes, head_dim, kv_heads, max_heads, warps, stages};
+      if (shape.smem_bytes(kv_heads * max_heads) <= smem_limit_bytes(smem)) {
         best = shape;
       }
     }
@@ -101,8 +114,9 @@ constexpr TileShape tile_shape(
 struct DecodeVariant {
   DType kv_dtype = DType::Float16;
   int head_dim = 128;
-  int max_heads = 8;     // 8 or 16; of a float32 cache 4 or 8
-  int max_stages = 3;    // 2 or 3; fewer where 3 do not fit
+  int kv_heads = 1;      // of a CTA; more where a head's rows are short
+  int max_heads = 8;     // of a KV head: 8 or 16; of a float32 cache 4 or 8
+  int max_stages = 3;    // fewer where so many do not fit
   bool convert = false;  // q and out are of another type than the cache
   bool cluster = false;  // one sequence, merged through distributed shared
                          // memory
@@ -141,7 +155,9 @@ struct DecodeKernelArgs {
   std::int32_t num_kv_heads = 0;
   std::int32_t group_size = 0;
   std::int32_t head_tiles = 1;  // CTAs that share the group of one KV head
-  std::int32_t tile_heads = 0;  // query heads of each, the last may have fewer
+  std::int32_t tile_heads = 0;  // query heads of a KV head that each serves,
+                                // the last may have fewer
+  std::int32_t range_ctas = 1;  // CTAs that serve all heads of one range
   std::int32_t num_splits = 0;  // 0: equal ranges of all tokens; else one CTA a
                                 // (sequence, split)
   std::int32_t leaders = 1;     // CTAs that share the merge of one sequence

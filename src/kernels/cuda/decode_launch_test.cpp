@@ -126,6 +126,11 @@ TEST_CASE("one short sequence is merged in clusters where they exist") {
   CHECK(c.launch.cluster == 1);
   CHECK(c.launch.args.leaders > 1);
 
+  p.num_q_heads = p.num_kv_heads = 32;  // 4 CTAs a head: mail is as quick
+  CHECK_FALSE(choose_decode_launch(p, DType::Float16, DType::Float16, h100())
+                  .launch.variant.cluster);
+  p = llama(1);
+
   p.max_blocks_per_seq = 4096;  // 128k tokens: every SM counts
   c = choose_decode_launch(p, DType::Float16, DType::Float16, h100());
   CHECK_FALSE(c.launch.variant.cluster);
@@ -153,6 +158,37 @@ TEST_CASE("rings are short for short work and deep for small units") {
   CHECK(stages(64, 512, 64) == 3);
 }
 
+TEST_CASE("short rows of several KV heads are read together in long work") {
+  const auto kv_heads = [](int num_kv_heads, int group, int head_dim, int len) {
+    DecodeParams p = llama(64);
+    p.num_kv_heads = num_kv_heads;
+    p.num_q_heads = num_kv_heads * group;
+    p.head_dim = head_dim;
+    p.max_blocks_per_seq = len / p.block_size;
+    const DecodeChoice c =
+        choose_decode_launch(p, DType::Float16, DType::Float16, h100());
+    REQUIRE(c);
+    CHECK(
+        c.launch.args.range_ctas ==
+        num_kv_heads / c.launch.variant.kv_heads * c.launch.args.head_tiles);
+    return c.launch.variant.kv_heads;
+  };
+  CHECK(kv_heads(3, 3, 64, 16384) == 3);
+  CHECK(kv_heads(3, 3, 64, 1024) == 1);  // 10 units a CTA
+  CHECK(kv_heads(8, 4, 64, 16384) == 1);
+  CHECK(kv_heads(8, 4, 96, 16384) == 2);
+  CHECK(kv_heads(8, 16, 96, 16384) == 1);
+  CHECK(kv_heads(3, 3, 128, 16384) == 1);
+
+  // A row's bits must not depend on its batch: no choice by the batch then.
+  DecodeParams p = llama(64);
+  p.head_dim = 96;
+  p.num_splits = 4;
+  CHECK(
+      choose_decode_launch(p, DType::Float16, DType::Float16, h100())
+          .launch.variant.kv_heads == 1);
+}
+
 TEST_CASE("leaders of one sequence fit half the GPU") {
   for (const int kv_heads : {1, 2, 3, 8, 32, 66, 132, 200}) {
     for (const int head_dim : kHeadDims) {
@@ -165,8 +201,10 @@ TEST_CASE("leaders of one sequence fit half the GPU") {
           choose_decode_launch(p, DType::Float16, DType::Float16, h100());
       REQUIRE(c);
       const DecodeKernelArgs& a = c.launch.args;
-      CHECK((a.leaders == 1 || a.leaders * kv_heads * 2 <= 132));
-      CHECK(a.leaders * a.leader_quads >= a.tile_heads * head_dim / 4);
+      CHECK((a.leaders == 1 || a.leaders * a.range_ctas * 2 <= 132));
+      CHECK(
+          a.leaders * a.leader_quads >=
+          c.launch.variant.kv_heads * a.tile_heads * head_dim / 4);
     }
   }
 }

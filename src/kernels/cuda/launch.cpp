@@ -62,6 +62,7 @@ void count_clusters(DeviceLimits& limits) {
   const TileShape shape = tile_shape(
       2,
       variant.head_dim,
+      variant.kv_heads,
       variant.max_heads,
       variant.max_stages,
       smem_class(limits.compute_capability));
@@ -84,10 +85,27 @@ void count_clusters(DeviceLimits& limits) {
   }
 }
 
+// A build holds code for some architectures only; to find that out at a launch
+// would be too late for another path.
+void require_code(int compute_capability) {
+  cudaFuncAttributes attributes = {};
+  const cudaError_t status =
+      cudaFuncGetAttributes(&attributes, decode_symbol({}));
+  if (status != cudaSuccess) {
+    cudaGetLastError();  // this error is dealt with here
+    throw std::runtime_error(
+        "[cuda] This build has no kernels for compute capability " +
+        std::to_string(compute_capability / 10) + "." +
+        std::to_string(compute_capability % 10) +
+        " (CMAKE_CUDA_ARCHITECTURES): " + cudaGetErrorString(status) + ".");
+  }
+}
+
 DeviceLimits query_limits(int device) {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || device >= count) {
+    cudaGetLastError();
     throw std::runtime_error(
         std::string("[cuda] No CUDA device ") + std::to_string(device) + ": " +
         (status != cudaSuccess ? cudaGetErrorString(status)
@@ -108,6 +126,7 @@ DeviceLimits query_limits(int device) {
       cudaDevAttrMaxSharedMemoryPerBlockOptin,
       device));
   limits.compute_capability = 10 * major + minor;
+  require_code(limits.compute_capability);
   if (smem_class(limits.compute_capability) == SmemClass::Kb227) {
     count_clusters(limits);
   }

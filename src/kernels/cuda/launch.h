@@ -15,8 +15,9 @@ void check_cuda(const char* call, cudaError_t status);
 
 /**
  * Facts about `device` (cached after the first call).
- * Throws std::runtime_error where there is no such device or its driver is
- * older than the CUDA runtime that Quire was built with.
+ * Throws std::runtime_error where there is no such device, its driver is older
+ * than the CUDA runtime that Quire was built with, or the build has no kernels
+ * for its architecture.
  *
  * `clusters`: whether launches may carry a cluster shape. Say false for
  * launches that go into a graph which is updated from another one: updating a

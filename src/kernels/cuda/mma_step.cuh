@@ -5,7 +5,7 @@
 
 namespace quire::cuda {
 
-/// One warp's attention state of up to 8 or 16 query heads of one KV head.
+/// One warp's attention state of up to 8 or 16 query heads of each KV head.
 ///
 /// K and V are the A operand of m16n8k16, the query heads its 8 columns, so a
 /// group of any size up to 8 costs the same and nothing is repeated. Logits
@@ -22,14 +22,15 @@ class MmaStep {
   static constexpr int kHeadDim = kShape.head_dim;
 
   __device__ __forceinline__ void
-  load_q(const DecodeKernelArgs& args, int64_t first_row, int num_heads) {
+  load_q(const DecodeKernelArgs& args, int64_t first_row, int group_heads) {
     const int lane = threadIdx.x % kWarpSize;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      const int head = n * 8 + lane / 4;
-      const bool on = head < num_heads;
-      const int64_t at =
-          (first_row + (on ? head : 0)) * kHeadDim + lane % 4 * 2;
+      const int head = n % kGroupTiles * 8 + lane / 4;
+      const bool on = head < group_heads;
+      const int64_t row =
+          first_row + n / kGroupTiles * group_heads + (on ? head : 0);
+      const int64_t at = row * kHeadDim + lane % 4 * 2;
       if constexpr (!kConvert) {
         const auto* const q = reinterpret_cast<const uint32_t*>(
             static_cast<const T*>(args.q) + at);
@@ -61,11 +62,13 @@ class MmaStep {
 
     float s[kTiles][2][4] = {};  // two chains, so that the products overlap
 #pragma unroll
-    for (int k = 0; k < kSlices; ++k) {
+    for (int i = 0; i < kShape.kv_heads * kSlices; ++i) {
+      const int first = i / kSlices * kGroupTiles;
+      const int k = i % kSlices;
       uint32_t a[4];
-      ldmatrix4<false>(a, chunk_address(tile, lane & 15, 2 * k, lane >> 4));
+      ldmatrix4<false>(a, chunk_address(tile, lane & 15, 2 * i, lane >> 4));
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
+      for (int n = first; n < first + kGroupTiles; ++n) {
 #pragma unroll
         for (int part = 0; part < kParts; ++part) {
           mma_m16n8k16<T>(s[n][k & 1], a, q_[n][part][k][0], q_[n][part][k][1]);
@@ -82,11 +85,13 @@ class MmaStep {
 
     const int v_row = (lane & 7) + (lane >> 4 << 3);
 #pragma unroll
-    for (int i = 0; i < kSlices; ++i) {
+    for (int j = 0; j < kShape.kv_heads * kSlices; ++j) {
+      const int first = j / kSlices * kGroupTiles;
+      const int i = j % kSlices;
       uint32_t a[4];
-      ldmatrix4<true>(a, chunk_address(v_tile, v_row, 2 * i, lane >> 3 & 1));
+      ldmatrix4<true>(a, chunk_address(v_tile, v_row, 2 * j, lane >> 3 & 1));
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
+      for (int n = first; n < first + kGroupTiles; ++n) {
         o_[n][i][0] *= keep[n][0];
         o_[n][i][1] *= keep[n][1];
         o_[n][i][2] *= keep[n][0];
@@ -97,9 +102,9 @@ class MmaStep {
   }
 
   /// Writes the state: o to [num_heads][partial_stride], (maximum, sum) to
-  /// [num_heads].
+  /// [num_heads], num_heads being group_heads of every KV head.
   __device__ __forceinline__ void
-  store(float* partial, float2* state, int num_heads) {
+  store(float* partial, float2* state, int group_heads) {
     const int lane = threadIdx.x % kWarpSize;
     const int g = lane / 4;
 #pragma unroll
@@ -111,10 +116,11 @@ class MmaStep {
         for (int d = 4; d < kWarpSize; d <<= 1) {
           sum += __shfl_xor_sync(kAllLanes, sum, d);
         }
-        const int head = n * 8 + lane % 4 * 2 + column;
-        if (head >= num_heads) {
+        const int of_group = n % kGroupTiles * 8 + lane % 4 * 2 + column;
+        if (of_group >= group_heads) {
           continue;
         }
+        const int head = n / kGroupTiles * group_heads + of_group;
         float* const to = partial + head * kShape.partial_stride() + g;
 #pragma unroll
         for (int i = 0; i < kSlices; ++i) {
@@ -129,7 +135,9 @@ class MmaStep {
   }
 
  private:
-  static constexpr int kTiles = kShape.max_heads / 8;
+  // A tile is 8 columns: query heads of one KV head.
+  static constexpr int kGroupTiles = (kShape.max_heads + 7) / 8;
+  static constexpr int kTiles = kShape.kv_heads * kGroupTiles;
   static constexpr int kSlices = kHeadDim / 16;
   static constexpr int kParts = kConvert ? 2 : 1;
 

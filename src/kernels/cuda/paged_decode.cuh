@@ -1,8 +1,9 @@
 // Paged-attention decode, one launch.
 //
-// Grid -> work: a CTA serves one KV head (or a tile of its query heads) over a
-// range of the work list (work_list.h). The CTAs of all heads over one range
-// are neighbours in the grid, because their rows are neighbours in memory.
+// Grid -> work: a CTA serves one KV head over a range of the work list
+// (work_list.h), a tile of its query heads, or, where a head's rows are short,
+// two or three KV heads. The CTAs of all heads over one range are neighbours in
+// the grid, because their rows are neighbours in memory.
 // Warps: every warp takes every kShape.warps-th unit of the range into a ring
 // of its own and keeps a state of its own; there is no barrier before the
 // range's end. Each byte of K and V is read from memory once, so the kernel is
@@ -254,19 +255,21 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
 
   const int warp = threadIdx.x / kWarpSize;
   const int lane = threadIdx.x % kWarpSize;
-  const int heads = args.num_kv_heads * args.head_tiles;
+  const int heads = args.range_ctas;
   const int num_ranges = gridDim.x / heads;
   const int head = kCluster ? blockIdx.x / num_ranges : blockIdx.x % heads;
   const int range =
       kCluster ? blockIdx.x % num_ranges : num_ranges - 1 - blockIdx.x / heads;
-  int kv_head = head;
+  int kv_head = head * kShape.kv_heads;
   int first_head = 0;  // of the group
-  int num_heads = args.tile_heads;
+  int group_heads = args.tile_heads;
   if (args.head_tiles > 1) {
     kv_head = head / args.head_tiles;
     first_head = (head - kv_head * args.head_tiles) * args.tile_heads;
-    num_heads = min(num_heads, args.group_size - first_head);
+    group_heads = min(group_heads, args.group_size - first_head);
   }
+  const int num_heads = kShape.kv_heads * group_heads;
+  const int max_heads = kShape.kv_heads * args.tile_heads;
   const int q_heads = args.num_kv_heads * args.group_size;
   const int first_row = kv_head * args.group_size + first_head;
 
@@ -322,28 +325,27 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
 
   float* const after_rings =
       reinterpret_cast<float*>(smem + kWarps * kShape.ring_bytes());
-  const int scratch_floats = kTensorCores ? 0 : kWarps * 2 * kWarpSize;
   WarpStates<kShape> states;
-  states.partial = after_rings + scratch_floats;
+  states.partial = after_rings + kWarps * kShape.scratch_floats();
   states.state = reinterpret_cast<float2*>(
-      states.partial + kWarps * args.tile_heads * kShape.partial_stride());
+      states.partial + kWarps * max_heads * kShape.partial_stride());
   states.num_heads = num_heads;
 
   auto step = [&] {
     if constexpr (kTensorCores) {
       return MmaStep<T, kShape, kConvert>();
     } else {
-      return SimtStep<kShape>(after_rings + warp * 2 * kWarpSize);
+      return SimtStep<kShape>(after_rings + warp * kShape.scratch_floats());
     }
   }();
   const int quads = num_heads * (kHeadDim / 4);
-  const int slot_quads = args.tile_heads * (kHeadDim / 4);
+  const int slot_quads = max_heads * (kHeadDim / 4);
   int slot = 0;
   bool first = true;
   for (; kCluster || segment.valid(); advance<kUnitLen>(segment, args, -1)) {
     const int64_t row =
         static_cast<int64_t>(segment.seq_idx) * q_heads + first_row;
-    step.load_q(args, row, num_heads);
+    step.load_q(args, row, group_heads);
     if (!dealt && args.num_splits == 0) {
       pieces = range_pieces(segment, kUnitLen, share, range);
     }
@@ -368,7 +370,7 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
       __syncthreads();  // the previous segment's states have been read
     }
     first = false;
-    step.store(states.partial_of(warp), states.state_of(warp), num_heads);
+    step.store(states.partial_of(warp), states.state_of(warp), group_heads);
     __syncthreads();
 
     const int64_t out_quad = row * (kHeadDim / 4);
@@ -380,7 +382,7 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
           num_ranges,
           quads,
           out_quad,
-          reinterpret_cast<float*>(states.state + kWarps * args.tile_heads));
+          reinterpret_cast<float*>(states.state + kWarps * max_heads));
       return;
     }
 
@@ -427,25 +429,33 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
   }
 }
 
-template <class T, int kHeadDim, int kMaxHeads, int kMaxStages, SmemClass kSmem>
+template <
+    class T,
+    int kHeadDim,
+    int kKvHeads,
+    int kMaxHeads,
+    int kMaxStages,
+    SmemClass kSmem>
 inline constexpr TileShape kTile =
-    tile_shape(sizeof(T), kHeadDim, kMaxHeads, kMaxStages, kSmem);
+    tile_shape(sizeof(T), kHeadDim, kKvHeads, kMaxHeads, kMaxStages, kSmem);
 
 /// The bounds of a launch follow the host's choice of shape, which depends on
 /// the architecture; so does the code, which a pass compiles for its own.
 template <
     class T,
     int kHeadDim,
+    int kKvHeads,
     int kMaxHeads,
     int kMaxStages,
     bool kConvert,
     bool kCluster>
 __global__ void __launch_bounds__(
-    kTile<T, kHeadDim, kMaxHeads, kMaxStages, kThisSmemClass>.warps* kWarpSize,
+    kTile<T, kHeadDim, kKvHeads, kMaxHeads, kMaxStages, kThisSmemClass>.warps*
+        kWarpSize,
     1) paged_decode_kernel(const __grid_constant__ DecodeKernelArgs args) {
 #if defined(__CUDA_ARCH__)
   constexpr TileShape kShape =
-      kTile<T, kHeadDim, kMaxHeads, kMaxStages, kThisSmemClass>;
+      kTile<T, kHeadDim, kKvHeads, kMaxHeads, kMaxStages, kThisSmemClass>;
   if constexpr (kShape.warps > 0) {
     paged_decode<T, kShape, kConvert, kCluster>(args);
   }

@@ -23,6 +23,9 @@ using test::DecodeInputs;
 using test::Normal;
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+// Kernels compiled for sm_90, of one 16-bit cache type and of float32.
+constexpr std::size_t kNumKernels16Bit = 29;
+constexpr std::size_t kNumKernelsFloat32 = 14;
 constexpr DType kDTypes[] = {DType::Float16, DType::BFloat16, DType::Float32};
 
 // Skips, visibly, where there is no GPU.
@@ -157,28 +160,40 @@ double worst_error(
   return worst;
 }
 
-// Runs a case with every split and merge; one line of the table if it is
-// wanted (QUIRE_TEST_TABLE=1).
+// How one launch of a case is made.
+struct Mode {
+  int num_splits = 0;
+  bool clusters = true;
+};
+constexpr Mode kModes[] = {{0, true}, {0, false}, {1, false}, {3, false}};
+
+// Runs a case twice; one line of the table if it is wanted
+// (QUIRE_TEST_TABLE=1). Returns the kernel that served it.
+DecodeVariant check_step(
+    const DecodeCase& c,
+    DecodeInputs& inputs,
+    const std::vector<double>& reference,
+    const Mode& mode) {
+  DeviceStep step(inputs, mode.num_splits, mode.clusters);
+  const std::vector<std::byte> out = step.run();
+  const double worst = worst_error(out, reference, c);
+  const std::string name = describe(c, mode.num_splits, mode.clusters);
+  CHECK_MESSAGE(worst <= 1.0, name);
+  CHECK_MESSAGE(step.run() == out, name);  // same bits, mail reused
+  CHECK_MESSAGE(step.mail_is_empty(), name);
+  static const bool print = std::getenv("QUIRE_TEST_TABLE") != nullptr;
+  if (print) {
+    std::printf("%-110s %.3f\n", name.c_str(), worst);
+  }
+  return step.launch.variant;
+}
+
+// Runs a case with every split and merge.
 void check_case(const DecodeCase& c) {
   DecodeInputs inputs(c, kNaN);
   const std::vector<double> reference = reference_of(inputs);
-  for (const int num_splits : {0, 1, 3}) {
-    for (const bool clusters : {true, false}) {
-      if (clusters && num_splits > 0) {
-        continue;
-      }
-      DeviceStep step(inputs, num_splits, clusters);
-      const std::vector<std::byte> out = step.run();
-      const double worst = worst_error(out, reference, c);
-      const std::string name = describe(c, num_splits, clusters);
-      CHECK_MESSAGE(worst <= 1.0, name);
-      CHECK_MESSAGE(step.run() == out, name);  // same bits, mail reused
-      CHECK_MESSAGE(step.mail_is_empty(), name);
-      static const bool print = std::getenv("QUIRE_TEST_TABLE") != nullptr;
-      if (print) {
-        std::printf("%-110s %.3f\n", name.c_str(), worst);
-      }
-    }
+  for (const Mode& mode : kModes) {
+    check_step(c, inputs, reference, mode);
   }
 }
 
@@ -193,59 +208,96 @@ std::vector<std::vector<int>> lengths(int block_size) {
       {17, 0, 0, 2000}};
 }
 
-TEST_CASE("a few shapes agree with the double reference") {
+// A table so wide that a launch is made for long sequences.
+constexpr int kWide = 1 << 14;
+
+// Short enough for the slowest of compute-sanitizer's tools.
+TEST_CASE("every kernel agrees with the double reference, one step each") {
   if (!have_device()) {
     return;
   }
+  std::vector<DecodeVariant> seen;
   for (const DType kv : kDTypes) {
-    for (const int head_dim : {64, 80, 128}) {
-      for (const int block_size : {8, 32}) {
-        check_case(
-            {.q_dtype = kv,
-             .kv_dtype = kv,
-             .num_q_heads = 6,
-             .num_kv_heads = 2,
-             .head_dim = head_dim,
-             .block_size = block_size,
-             .seq_lens = {0, 1, 33, 200, 0}});
-      }
+    for (const int head_dim : kHeadDims) {
+      const auto check = [&](int q_heads,
+                             int kv_heads,
+                             const std::vector<int>& lens,
+                             int extra_width,
+                             DType q) {
+        const DecodeCase c = {
+            .q_dtype = q,
+            .kv_dtype = kv,
+            .num_q_heads = q_heads,
+            .num_kv_heads = kv_heads,
+            .head_dim = head_dim,
+            .block_size = 16,
+            .seq_lens = lens,
+            .extra_width = extra_width};
+        DecodeInputs inputs(c, kNaN);
+        const DecodeVariant v = check_step(c, inputs, reference_of(inputs), {});
+        if (std::find(seen.begin(), seen.end(), v) == seen.end()) {
+          seen.push_back(v);
+        }
+      };
+      const std::vector<int> few = {33, 0, 130};
+      check(32, 8, {300}, 2, kv);  // clusters
+      check(64, 8, {300}, 2, kv);
+      check(9, 3, few, 2, kv);
+      check(9, 3, few, kWide, kv);
+      check(7, 1, few, kWide, kv);
+      check(8, 2, few, kWide, kv);
+      check(16, 2, few, kWide, kv);
+      check(12, 1, few, 2, kv);
+      check(
+          6, 2, few, 2, kv == DType::Float32 ? DType::Float16 : DType::Float32);
     }
-    check_case(
-        {.q_dtype = DType::Float32,
-         .kv_dtype = kv,
-         .num_q_heads = 8,
-         .num_kv_heads = 1,
-         .head_dim = 128,
-         .block_size = 16,
-         .seq_lens = {300}});
+  }
+  if (device_limits(0, true).compute_capability == 90) {
+    CHECK(seen.size() == 2 * kNumKernels16Bit + kNumKernelsFloat32);
   }
 }
 
-TEST_CASE("every pair of types, head dim and block size agrees") {
-  if (!have_device()) {
-    return;
-  }
-  std::size_t turn = 0;
+// One test case a cache type, so that they can be run side by side.
+void check_table(DType kv) {
+  std::size_t turn = static_cast<std::size_t>(kv);
   for (const DType q : kDTypes) {
-    for (const DType kv : kDTypes) {
-      for (const int head_dim : kHeadDims) {
-        for (int variant = 0; variant < 3; ++variant, ++turn) {
-          const auto [q_heads, kv_heads] = kHeads[turn % kHeads.size()];
-          const int block_size = kBlockSizes[turn % kBlockSizes.size()];
-          for (const std::vector<int>& lens : lengths(block_size)) {
-            check_case(
-                {.q_dtype = q,
-                 .kv_dtype = kv,
-                 .num_q_heads = q_heads,
-                 .num_kv_heads = kv_heads,
-                 .head_dim = head_dim,
-                 .block_size = block_size,
-                 .seq_lens = lens,
-                 .seed = static_cast<std::uint32_t>(turn + 1)});
-          }
+    for (const int head_dim : kHeadDims) {
+      for (int variant = 0; variant < 3; ++variant, ++turn) {
+        const auto [q_heads, kv_heads] = kHeads[turn % kHeads.size()];
+        const int block_size = kBlockSizes[turn % kBlockSizes.size()];
+        for (const std::vector<int>& lens : lengths(block_size)) {
+          check_case(
+              {.q_dtype = q,
+               .kv_dtype = kv,
+               .num_q_heads = q_heads,
+               .num_kv_heads = kv_heads,
+               .head_dim = head_dim,
+               .block_size = block_size,
+               .seq_lens = lens,
+               .extra_width = variant == 2 ? kWide : 2,
+               .seed = static_cast<std::uint32_t>(turn + 1)});
         }
       }
     }
+  }
+}
+
+TEST_CASE("table, f16 cache: query types, head dims, groups and blocks agree") {
+  if (have_device()) {
+    check_table(DType::Float16);
+  }
+}
+
+TEST_CASE(
+    "table, bf16 cache: query types, head dims, groups and blocks agree") {
+  if (have_device()) {
+    check_table(DType::BFloat16);
+  }
+}
+
+TEST_CASE("table, f32 cache: query types, head dims, groups and blocks agree") {
+  if (have_device()) {
+    check_table(DType::Float32);
   }
 }
 
@@ -259,30 +311,26 @@ TEST_CASE("many heads and long sequences agree") {
     len = rng() % 5 == 0 ? 0 : static_cast<int>(rng() % 400);
   }
   for (const DType dtype : kDTypes) {
-    check_case(
-        {.q_dtype = dtype,
-         .kv_dtype = dtype,
-         .num_q_heads = 32,
-         .num_kv_heads = 8,
-         .head_dim = 128,
-         .block_size = 32,
-         .seq_lens = ragged});
-    check_case(
-        {.q_dtype = dtype,
-         .kv_dtype = dtype,
-         .num_q_heads = 2,
-         .num_kv_heads = 1,
-         .head_dim = 64,
-         .block_size = 16,
-         .seq_lens = {100000}});
-    check_case(
-        {.q_dtype = dtype,
-         .kv_dtype = dtype,
-         .num_q_heads = 32,
-         .num_kv_heads = 8,
-         .head_dim = 128,
-         .block_size = 32,
-         .seq_lens = {3000}});
+    DecodeCase c = {
+        .q_dtype = dtype,
+        .kv_dtype = dtype,
+        .num_q_heads = 32,
+        .num_kv_heads = 8,
+        .head_dim = 128,
+        .block_size = 32,
+        .seq_lens = ragged};
+    check_case(c);
+    c.seq_lens = {3000};
+    check_case(c);
+    c.num_q_heads = 9;
+    c.num_kv_heads = 3;
+    c.head_dim = 64;
+    c.seq_lens = {40000, 9, 25000};
+    check_case(c);
+    c.num_q_heads = 2;
+    c.num_kv_heads = 1;
+    c.seq_lens = {100000};
+    check_case(c);
   }
 }
 
@@ -323,7 +371,7 @@ TEST_CASE("a captured launch follows lengths and tables that change") {
         .num_kv_heads = 8,
         .head_dim = 128,
         .block_size = 32,
-        .seq_lens = std::vector<int>(static_cast<std::size_t>(num_seqs), 1500)};
+        .seq_lens = std::vector<int>(static_cast<std::size_t>(num_seqs), 5000)};
     DecodeInputs inputs(c, kNaN);
     DeviceStep step(inputs, 0, num_seqs > 1);
     const std::vector<std::int32_t> zeros(
@@ -345,7 +393,7 @@ TEST_CASE("a captured launch follows lengths and tables that change") {
       DecodeCase now = c;
       std::vector<std::int32_t> lens = zeros;
       for (std::size_t s = 0; s < lens.size() && i % 10 != 0; ++s) {
-        lens[s] = static_cast<std::int32_t>(rng() % (i % 10 == 9 ? 1500 : 200));
+        lens[s] = static_cast<std::int32_t>(rng() % (i % 10 == 9 ? 5001 : 200));
       }
       // The second half of the blocks trade places: another table.
       std::vector<std::int32_t> table = inputs.table;
@@ -482,6 +530,32 @@ TEST_CASE("offsets beyond 2^31 elements reach the top blocks") {
   large.launch.args.k_cache = k.data();
   large.launch.args.v_cache = v.data();
   CHECK(large.run() == expected);
+}
+
+// Runs without a GPU and without a driver too.
+TEST_CASE("a device that is not there is an error that says so") {
+  std::string message;
+  try {
+    device_limits(99, false);
+  } catch (const std::runtime_error& e) {
+    message = e.what();
+  }
+  CHECK(message.find("[cuda] No CUDA device 99: ") == 0);
+}
+
+TEST_CASE("memory that is not there is an error, after which all is well") {
+  if (!have_device()) {
+    return;
+  }
+  std::string message;
+  try {
+    DeviceBuffer<std::byte> too_large(std::size_t{1} << 50);
+  } catch (const std::runtime_error& e) {
+    message = e.what();
+  }
+  CHECK(message.find("out of memory") != std::string::npos);
+  cudaGetLastError();
+  check_case({.num_q_heads = 4, .num_kv_heads = 2, .seq_lens = {40}});
 }
 
 // Under memcheck: nothing is read past a table row or through a foreign id.

@@ -6,21 +6,23 @@
 
 namespace quire::cuda {
 
-/// One warp's attention state of up to 4 or 8 query heads of one KV head.
+/// One warp's attention state of up to 4, 8 or 16 query heads of one KV head.
 ///
-/// A lane owns elements lane, lane + 32, ... of every head's query and output.
-/// Logits are lane sums of 32 (token, head) pairs at a time, scattered while
-/// they are reduced: 31 shuffles leave pair i in lane i. The exponentials go
-/// through shared memory to all lanes. A step reads each cache element from
-/// shared memory once and uses it for all heads; about 100 instructions a
-/// token for 8 heads of 128, a third of what an H100 issues while it reads
-/// the token from memory.
+/// kRowLanes lanes share a token's row, 4 elements or more a lane, and hold
+/// those elements of every head's query and output; where that are 16 lanes,
+/// the warp's halves serve every other token and their sums meet at the end.
+/// Logits are sums over the lanes of a row of kRowLanes (token, head) pairs at
+/// a time, scattered while they are reduced: pair i ends in lane i. The
+/// exponentials go through shared memory to all lanes. A step reads each cache
+/// element from shared memory once and uses it for all heads; about 100
+/// instructions a token for 8 heads of 128, a third of what an H100 issues
+/// while it reads the token from memory.
 template <TileShape kShape>
 class SimtStep {
  public:
   static constexpr int kHeadDim = kShape.head_dim;
 
-  /// `scratch`: the warp's 64 floats of shared memory.
+  /// `scratch`: the warp's kShape.scratch_floats() of shared memory.
   __device__ __forceinline__ explicit SimtStep(float* scratch)
       : scratch_(scratch) {}
 
@@ -44,23 +46,23 @@ class SimtStep {
 
   __device__ __forceinline__ void consume(const float* tile, int rows) {
     const int lane = threadIdx.x % kWarpSize;
+    const int row = lane / kRowLanes;  // of the warp's kRows rows at a time
     float x[kSteps];
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      const float* const k = tile + step * kTokens * kHeadDim;
-      float s[kWarpSize];  // [kTokens][kHeads]
+      const float* const k =
+          tile + (step * kTokens + row * kRowTokens) * kHeadDim;
+      float s[kRowLanes];  // [kRowTokens][kHeads]
 #pragma unroll
-      for (int j = 0; j < kTokens; ++j) {
+      for (int j = 0; j < kRowTokens; ++j) {
+        float elements[kElements];
+        load(elements, k + j * kHeadDim);
 #pragma unroll
         for (int h = 0; h < kHeads; ++h) {
-          s[j * kHeads + h] = 0.0f;
-        }
+          s[j * kHeads + h] = elements[0] * q_[h][0];
 #pragma unroll
-        for (int i = 0; i < kElements; ++i) {
-          const float element_k = load(k + j * kHeadDim, i);
-#pragma unroll
-          for (int h = 0; h < kHeads; ++h) {
-            s[j * kHeads + h] = fmaf(element_k, q_[h][i], s[j * kHeads + h]);
+          for (int i = 1; i < kElements; ++i) {
+            s[j * kHeads + h] = fmaf(elements[i], q_[h][i], s[j * kHeads + h]);
           }
         }
       }
@@ -103,23 +105,24 @@ class SimtStep {
 
     const float* const v = tile + kShape.unit_len() * kHeadDim;
 #pragma unroll
-    for (int j = 0; j < kShape.unit_len(); ++j) {
+    for (int j = 0; j < kShape.unit_len(); j += kRows) {
       float p[kHeads];
 #pragma unroll
       for (int h = 0; h < kHeads; h += 4) {
         const float4 p4 =
-            *reinterpret_cast<const float4*>(scratch_ + j * kHeads + h);
+            *reinterpret_cast<const float4*>(scratch_ + (j + row) * kHeads + h);
         p[h] = p4.x;
         p[h + 1] = p4.y;
         p[h + 2] = p4.z;
         p[h + 3] = p4.w;
       }
+      float elements[kElements];
+      load(elements, v + (j + row) * kHeadDim);
 #pragma unroll
       for (int i = 0; i < kElements; ++i) {
-        const float element_v = load(v + j * kHeadDim, i);
 #pragma unroll
         for (int h = 0; h < kHeads; ++h) {
-          o_[h][i] = fmaf(p[h], element_v, o_[h][i]);
+          o_[h][i] = fmaf(p[h], elements[i], o_[h][i]);
         }
       }
     }
@@ -141,8 +144,12 @@ class SimtStep {
       if (h < num_heads) {
 #pragma unroll
         for (int i = 0; i < kElements; ++i) {
-          if (element(i) < kHeadDim) {
-            partial[h * kShape.partial_stride() + element(i)] = o_[h][i];
+          float o = o_[h][i];
+          if constexpr (kRows == 2) {
+            o += __shfl_xor_sync(kAllLanes, o, kRowLanes);
+          }
+          if (lane < kRowLanes && element(i) < kHeadDim) {
+            partial[h * kShape.partial_stride() + element(i)] = o;
           }
         }
       }
@@ -151,19 +158,36 @@ class SimtStep {
 
  private:
   static constexpr int kHeads = kShape.max_heads;
+  static constexpr int kRowLanes = kHeadDim == 64 ? 16 : kWarpSize;
+  static constexpr int kRows = kWarpSize / kRowLanes;
   static constexpr int kTokens = kWarpSize / kHeads;  // of one reduction
+  static constexpr int kRowTokens = kTokens / kRows;
   static constexpr int kSteps = kShape.unit_len() / kTokens;
-  static constexpr int kElements = (kHeadDim + kWarpSize - 1) / kWarpSize;
+  static constexpr int kElements = (kHeadDim + kRowLanes - 1) / kRowLanes;
+  // Quads of neighbours where they come out even.
+  static constexpr bool kQuads = kElements % 4 == 0;
+  static_assert(kRowTokens > 0);
 
   static __device__ __forceinline__ int element(int i) {
-    return threadIdx.x % kWarpSize + i * kWarpSize;
+    const int lane = threadIdx.x % kRowLanes;
+    return kQuads ? (i / 4 * kRowLanes + lane) * 4 + i % 4
+                  : i * kRowLanes + lane;
   }
 
-  static __device__ __forceinline__ float load(const float* row, int i) {
-    if constexpr (kHeadDim % kWarpSize == 0) {
-      return row[element(i)];
-    } else {
-      return element(i) < kHeadDim ? row[element(i)] : 0.0f;
+  static __device__ __forceinline__ void load(
+      float (&to)[kElements],
+      const float* row) {
+#pragma unroll
+    for (int i = 0; i < kElements; i += kQuads ? 4 : 1) {
+      if constexpr (kQuads) {
+        const float4 quad = *reinterpret_cast<const float4*>(row + element(i));
+        to[i] = quad.x;
+        to[i + 1] = quad.y;
+        to[i + 2] = quad.z;
+        to[i + 3] = quad.w;
+      } else {
+        to[i] = element(i) < kHeadDim ? row[element(i)] : 0.0f;
+      }
     }
   }
 
@@ -181,10 +205,10 @@ class SimtStep {
     }
   }
 
-  /// Sum over all lanes of s[lane]: each round sends half of the values to the
-  /// partner lane and keeps the sums of the other half.
-  template <int kHalf = kWarpSize / 2>
-  static __device__ __forceinline__ float scatter_sum(float (&s)[kWarpSize]) {
+  /// Sum over the lanes of a row of s[lane % kRowLanes]: each round sends half
+  /// of the values to the partner lane and keeps the sums of the other half.
+  template <int kHalf = kRowLanes / 2>
+  static __device__ __forceinline__ float scatter_sum(float (&s)[kRowLanes]) {
     const bool upper = (threadIdx.x & kHalf) != 0;
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) {

@@ -153,7 +153,7 @@ class TileLoader {
   }
 
  private:
-  static constexpr int kChunks = kShape.head_dim * kShape.kv_bytes / 16;
+  static constexpr int kChunks = kShape.token_bytes() / 16;
   static constexpr int kCopies = kUnitLen * kChunks / kWarpSize;
   static constexpr bool kEvenRows = kWarpSize % kChunks == 0;
   // A row that ends inside a line of 128 bytes shares it with the next head's:
