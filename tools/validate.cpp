@@ -174,7 +174,9 @@ int run(const ValidateOptions& options, const Session& session) {
           {.steps = options.steps,
            .threshold = options.threshold,
            .seed = options.seed,
-           .stop = [](int) { return is_interrupted(); }});
+           .stop = [](int) { return is_interrupted(); },
+           // Tensor cores take weights of the cache's type.
+           .rounding = {.weights_to_kv_dtype = options.device == "cuda"}});
       if (is_interrupted()) {
         break;
       }
