@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "common/error.h"
-#include "kernels/cpu/paged_decode.h"
 #include "quire/runtime.h"
 #include "tools/bench/blas_core.h"
 #include "tools/bench/cell.h"
+#include "tools/bench/device.h"
 #include "tools/bench/memory.h"
 #include "tools/bench/report.h"
 #include "tools/cli/command.h"
@@ -68,12 +68,10 @@ bool has_path(const Options& options, const std::string& name) {
 
 void check_options(const Options& options) {
   require(
-      options.device == "cpu",
+      options.device != "metal",
       "--device",
-      "bench must run on the cpu: it has no roofs and no kernel timing for "
-      "GPUs yet; got \"",
-      options.device,
-      "\".");
+      "bench must run on the cpu or on cuda: it has no roofs and no kernel "
+      "timing for Metal yet; got \"metal\".");
   require(
       options.q_heads % options.kv_heads == 0,
       "bench",
@@ -104,19 +102,19 @@ void check_options(const Options& options) {
         "\"fused\" must not be asked for while QUIRE_NATIVE_PAGED_KERNEL is "
         "\"off\", which forbids it.");
   }
-  for (const bench::Shape& shape : make_grid(options)) {
-    const cpu::Support support = cpu::supports_paged_decode(
-        bench::decode_params(shape, 1), shape.q_dtype, shape.kv_dtype);
-    require(
-        support.ok, "--paths", "\"fused\" is not offered: ", support.reason);
-  }
 }
 
-void check_memory(const std::vector<bench::Shape>& grid) {
-  const std::int64_t available = bench::available_memory_bytes();
+void check_shapes(
+    const Options& options,
+    const std::vector<bench::Shape>& grid,
+    const bench::Device& device) {
+  const std::int64_t available = device.available_bytes();
   for (const bench::Shape& shape : grid) {
+    const std::string reason =
+        has_path(options, "fused") ? device.why_not_fused(shape) : "";
+    require(reason.empty(), "--paths", "\"fused\" is not offered: ", reason);
     const std::int64_t needed =
-        bench::peak_bytes(shape, bench::rotation_bytes());
+        bench::peak_bytes(shape, bench::rotation_bytes(device));
     require(
         needed <= available,
         "bench",
@@ -135,8 +133,11 @@ void check_memory(const std::vector<bench::Shape>& grid) {
 int run(const Options& options, const Session& session) {
   check_options(options);
   use_device(options.device);
+  const bool on_cpu = options.device == "cpu";
+  const std::unique_ptr<bench::Device> device =
+      on_cpu ? bench::make_cpu_device() : bench::make_cuda_device();
   const std::vector<bench::Shape> grid = make_grid(options);
-  check_memory(grid);
+  check_shapes(options, grid, *device);
 
   bench::CellResult all;
   bool partial = false;
@@ -144,16 +145,20 @@ int run(const Options& options, const Session& session) {
     Progress progress("Measuring");
     std::size_t num_done = 0;
     try {
-      all.notes = bench::choose_blas_core(grid.front());
+      if (on_cpu) {
+        all.notes = bench::choose_blas_core(grid.front());
+      }
       for (const bench::Shape& shape : grid) {
         progress.update(
             static_cast<double>(num_done) / static_cast<double>(grid.size()));
-        bench::CellResult cell = bench::run_cell({
-            .shape = shape,
-            .paths = options.paths,
-            .min_seconds = options.min_time,
-            .poll = throw_if_interrupted,
-        });
+        bench::CellResult cell = bench::run_cell(
+            {
+                .shape = shape,
+                .paths = options.paths,
+                .min_seconds = options.min_time,
+                .poll = throw_if_interrupted,
+            },
+            *device);
         all.append(std::move(cell));
         ++num_done;
       }

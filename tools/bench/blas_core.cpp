@@ -34,12 +34,15 @@ constexpr double kMinSeconds = 0.2;
 
 /** The dense path's median, with this process's BLAS; 0 if it is wrong. */
 double time_dense(const Shape& shape) {
-  const CellResult cell = run_cell({
-      .shape = shape,
-      .paths = {"dense"},
-      .min_seconds = kMinSeconds,
-      .poll = tools::throw_if_interrupted,
-  });
+  const std::unique_ptr<Device> device = make_cpu_device();
+  const CellResult cell = run_cell(
+      {
+          .shape = shape,
+          .paths = {"dense"},
+          .min_seconds = kMinSeconds,
+          .poll = tools::throw_if_interrupted,
+      },
+      *device);
   return cell.rows.empty() ? 0.0 : cell.rows.front().seconds_median;
 }
 

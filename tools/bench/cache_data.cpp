@@ -56,6 +56,17 @@ mx::array make_cache(
   return cache;
 }
 
+// On CUDA an array that the host wrote stays in memory that moves between host
+// and device: there, a copy that only the device touches.
+mx::array on_device(const mx::array& host) {
+  if (mx::default_device() == mx::Device::cpu || mx::metal::is_available()) {
+    return host;
+  }
+  mx::array copy = mx::multiply(host, mx::array(1.0f, host.dtype()));
+  mx::eval(copy);
+  return copy;
+}
+
 int count_sets(const Shape& shape, std::int64_t rotation_bytes) {
   const std::int64_t set_bytes = kv_bytes(shape, shape.kv_dtype);
   // A thousand sets of the smallest cells are enough to meet no cached row.
@@ -77,6 +88,8 @@ CacheData::CacheData(const Shape& shape, std::int64_t rotation_bytes)
           {shape.num_seqs, shape.num_q_heads, shape.head_dim},
           shape.q_dtype,
           1)),
+      host_k_cache_(0.0f),
+      host_v_cache_(0.0f),
       k_cache_(0.0f),
       v_cache_(0.0f),
       seq_lens_(bench::seq_lens(shape).data(), {shape.num_seqs}, mx::int32) {
@@ -97,8 +110,11 @@ CacheData::CacheData(const Shape& shape, std::int64_t rotation_bytes)
       shape.block_size,
       shape.num_kv_heads,
       shape.head_dim};
-  k_cache_ = make_cache(cache_shape, shape.kv_dtype, pattern, 0);
-  v_cache_ = make_cache(cache_shape, shape.kv_dtype, pattern, kPatternSize / 2);
+  host_k_cache_ = make_cache(cache_shape, shape.kv_dtype, pattern, 0);
+  host_v_cache_ =
+      make_cache(cache_shape, shape.kv_dtype, pattern, kPatternSize / 2);
+  k_cache_ = on_device(host_k_cache_);
+  v_cache_ = on_device(host_v_cache_);
 
   std::vector<BlockId> ids(static_cast<std::size_t>(num_blocks));
   std::iota(ids.begin(), ids.end(), 0);
@@ -121,8 +137,8 @@ DecodeArgs CacheData::args(int set) const {
       .q_dtype = shape_.q_dtype,
       .kv_dtype = shape_.kv_dtype,
       .q = q_.data<void>(),
-      .k_cache = k_cache_.data<void>(),
-      .v_cache = v_cache_.data<void>(),
+      .k_cache = host_k_cache_.data<void>(),
+      .v_cache = host_v_cache_.data<void>(),
       .block_table = block_table(set).data<std::int32_t>(),
       .seq_lens = seq_lens_.data<std::int32_t>(),
       .out = nullptr,

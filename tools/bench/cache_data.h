@@ -61,8 +61,11 @@ class CacheData {
  private:
   Shape shape_;
   mlx::core::array q_;  // [num_seqs, num_q_heads, head_dim]
-  mlx::core::array
-      k_cache_;  // [num_blocks, block_size, num_kv_heads, head_dim]
+  // [num_blocks, block_size, num_kv_heads, head_dim]; the host's are the same
+  // arrays where device and host share memory.
+  mlx::core::array host_k_cache_;
+  mlx::core::array host_v_cache_;
+  mlx::core::array k_cache_;
   mlx::core::array v_cache_;
   mlx::core::array seq_lens_;             // [num_seqs]
   std::vector<mlx::core::array> tables_;  // each [num_seqs, blocks_per_seq]

@@ -7,12 +7,8 @@
 #include <memory>
 #include <utility>
 
-#include "kernels/cpu/isa.h"
-#include "kernels/cpu/paged_decode.h"
 #include "tools/bench/check.h"
 #include "tools/bench/interleave.h"
-#include "tools/bench/memory.h"
-#include "tools/bench/read_roof.h"
 
 namespace quire::bench {
 namespace {
@@ -24,7 +20,8 @@ constexpr double kQuietSpread = 0.15;
 std::vector<Path> make_paths(
     const CacheData& data,
     std::int64_t rotation,
-    const CellOptions& options) {
+    const CellOptions& options,
+    Device& device) {
   std::map<DType, std::shared_ptr<const DenseSets>> dense;
   const auto dense_sets = [&](DType dtype) {
     auto& sets = dense[dtype];
@@ -46,8 +43,8 @@ std::vector<Path> make_paths(
     } else if (name == "gather") {
       paths.push_back(make_gather_path(data));
     } else {
-      paths.push_back(make_fused_path(data));
-      paths.push_back(make_kernel_path(data, cpu::paged_decode));
+      paths.push_back(make_fused_path(data, device.fused_path()));
+      paths.push_back(device.make_kernel_path(data));
     }
   }
   return paths;
@@ -96,7 +93,8 @@ CellResult measure(
     const CacheData& data,
     const std::vector<Path>& paths,
     std::int64_t read_bytes,
-    const CellOptions& options) {
+    const CellOptions& options,
+    Device& device) {
   const Shape& shape = data.shape();
   CellResult result;
   const auto refuse = [&](const Path& path, const std::string& reason) {
@@ -117,38 +115,44 @@ CellResult measure(
 
   // One counter turns the sets for all paths: had each its own, one would read
   // what another has just left in the cache.
-  ReadRoof read_roof(read_bytes);
-  std::map<std::int64_t, std::size_t> first_read;  // task, by bytes
+  std::map<std::int64_t, std::pair<std::size_t, std::size_t>>
+      reads;  // [begin, end) of the tasks, by bytes
   std::vector<Task> tasks;
-  tasks.reserve(timed.size() + 1);
+  std::vector<int> steps;
   int turn = 0;
   for (const CheckedPath& checked : timed) {
     tasks.emplace_back(
         [path = checked.path, &turn] { path->run(turn++ % path->num_sets); });
+    steps.push_back(checked.path->steps);
   }
   for (const CheckedPath& checked : timed) {
     const std::int64_t bytes = kv_bytes(shape, checked.path->kv_dtype);
-    if (first_read.try_emplace(bytes, tasks.size()).second) {
-      for (const cpu::ReadLoop loop : cpu::kReadLoops) {
-        tasks.emplace_back(
-            [&read_roof, loop, bytes] { read_roof.read(loop, bytes); });
+    if (!reads.contains(bytes)) {
+      const std::size_t begin = tasks.size();
+      for (Read& read : device.make_reads(read_bytes, bytes)) {
+        tasks.push_back(std::move(read.run));
+        steps.push_back(read.steps);
       }
+      reads[bytes] = {begin, tasks.size()};
     }
   }
   const PathCounts before = path_counts();
-  const std::vector<Series> times =
+  std::vector<Series> times =
       interleave(tasks, options.min_seconds, options.poll);
   const PathCounts after = path_counts();
-  const double multiply_add_rate = cpu::measure_multiply_add_rate(
-      cpu::default_engine(), cpu::selected_isa());
+  for (std::size_t i = 0; i < times.size(); ++i) {
+    for (double& seconds : times[i].seconds) {
+      seconds /= steps[i];
+    }
+  }
+  const double multiply_add_rate = device.multiply_add_rate();
 
   double spread = 0.0;
   const auto best_read = [&](std::int64_t bytes) {
-    const auto begin =
-        times.begin() + static_cast<std::ptrdiff_t>(first_read[bytes]);
+    const auto [begin, end] = reads[bytes];
     const auto best = std::min_element(
-        begin,
-        begin + std::size(cpu::kReadLoops),
+        times.begin() + static_cast<std::ptrdiff_t>(begin),
+        times.begin() + static_cast<std::ptrdiff_t>(end),
         [](const Series& a, const Series& b) {
           return a.median() < b.median();
         });
@@ -156,10 +160,11 @@ CellResult measure(
     return best->median();
   };
 
-  const bool is_counted =
-      after.fused_cpu - before.fused_cpu ==
-          expected_count(timed, times, "fused_cpu") &&
-      after.gather - before.gather == expected_count(timed, times, "gather");
+  bool is_counted = true;
+  for (const std::string& name : {device.fused_path(), std::string("gather")}) {
+    is_counted = is_counted && count_of(after, name) - count_of(before, name) ==
+                                   expected_count(timed, times, name);
+  }
   for (std::size_t i = 0; i < timed.size(); ++i) {
     const auto& [path, check] = timed[i];
     if (!is_counted && path->must_run != path->uncounted) {
@@ -197,13 +202,13 @@ CellResult measure(
   return result;
 }
 
-CellResult run_cell(const CellOptions& options) {
+CellResult run_cell(const CellOptions& options, Device& device) {
   const Shape& shape = options.shape;
-  const std::int64_t rotation = rotation_bytes();
+  const std::int64_t rotation = rotation_bytes(device);
   const CacheData data(shape, rotation);
-  const std::vector<Path> paths = make_paths(data, rotation, options);
-  CellResult result = measure(data, paths, rotation, options);
-  const std::int64_t cache = last_level_cache_bytes();
+  const std::vector<Path> paths = make_paths(data, rotation, options, device);
+  CellResult result = measure(data, paths, rotation, options, device);
+  const std::int64_t cache = device.cache_bytes();
   if (data.total_kv_bytes() < 2 * cache) {
     result.notes.push_back(
         describe(shape) + ": K and V rotate over " +

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "tools/bench/device.h"
 #include "tools/bench/path.h"
 #include "tools/bench/shape.h"
 
@@ -52,8 +53,9 @@ struct CellOptions {
   std::function<void()> poll;      // called often; may throw to end the cell
 };
 
-/** Makes the data, and measures every path and the roofs on it in turn. */
-CellResult run_cell(const CellOptions& options);
+/** Makes the data, and measures every path and the roofs on it in turn, on the
+ * default device, which `device` is. */
+CellResult run_cell(const CellOptions& options, Device& device);
 
 /**
  * Checks `paths` on the first set of `data`, then times those that passed,
@@ -63,6 +65,7 @@ CellResult measure(
     const CacheData& data,
     const std::vector<Path>& paths,
     std::int64_t read_bytes,
-    const CellOptions& options);
+    const CellOptions& options,
+    Device& device);
 
 }  // namespace quire::bench

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 
 #include <doctest/doctest.h>
@@ -26,6 +27,11 @@ Shape small_shape(DType q_dtype, DType kv_dtype) {
       .q_dtype = q_dtype,
       .kv_dtype = kv_dtype,
   };
+}
+
+Device& device() {
+  static const std::unique_ptr<Device> device = make_cpu_device();
+  return *device;
 }
 
 CellOptions options_for(const Shape& shape) {
@@ -54,7 +60,7 @@ CellResult measure_kernel(const CacheData& data, Kernel kernel, int& runs) {
     ++runs;
     kernel(args);
   });
-  return measure(data, {path}, 1 << 16, options_for(data.shape()));
+  return measure(data, {path}, 1 << 16, options_for(data.shape()), device());
 }
 
 TEST_CASE("A kernel that returns at once is refused before it is timed") {
@@ -100,7 +106,8 @@ TEST_CASE("A path that does not run what it says is refused") {
       data,
       {impostor, make_gather_path(data)},
       1 << 16,
-      options_for(data.shape()));
+      options_for(data.shape()),
+      device());
   REQUIRE(result.refusals.size() == 1);
   CHECK(result.refusals[0].path == "fused");
   CHECK(result.refusals[0].reason.find("gather") != std::string::npos);
@@ -111,14 +118,14 @@ TEST_CASE("A path that does not run what it says is refused") {
 TEST_CASE("A path that changes while it is timed is refused") {
   const CacheData data(
       small_shape(DType::Float32, DType::Float32), std::int64_t{1} << 20);
-  Path fickle = make_fused_path(data);
+  Path fickle = make_fused_path(data, "fused_cpu");
   const Path gather = make_gather_path(data);
   int runs = 0;
   fickle.run = [run = fickle.run, &gather, &runs](int set) {
     (++runs == 4 ? gather.run : run)(set);
   };
   const CellResult result =
-      measure(data, {fickle}, 1 << 16, options_for(data.shape()));
+      measure(data, {fickle}, 1 << 16, options_for(data.shape()), device());
   CHECK(result.rows.empty());
   CHECK(result.refusals.size() == 1);
 }
@@ -127,7 +134,7 @@ TEST_CASE("Every path of a cell is right, and says what ran") {
   for (const DType dtype : {DType::Float32, DType::Float16, DType::BFloat16}) {
     CAPTURE(dtype_name(dtype));
     const CellResult result =
-        run_cell(options_for(small_shape(dtype, DType::Float16)));
+        run_cell(options_for(small_shape(dtype, DType::Float16)), device());
     for (const Refusal& refusal : result.refusals) {
       FAIL_CHECK(refusal.path << ": " << refusal.reason);
     }
@@ -170,7 +177,7 @@ TEST_CASE("An interrupted cell ends") {
       throw std::runtime_error("interrupted");
     }
   };
-  CHECK_THROWS_AS(run_cell(options), std::runtime_error);
+  CHECK_THROWS_AS(run_cell(options, device()), std::runtime_error);
   CHECK(polls == 12);
 }
 

@@ -11,6 +11,13 @@ namespace {
 
 namespace mx = mlx::core;
 
+constexpr std::pair<const char*, std::int64_t PathCounts::*> kCounters[] = {
+    {"fused_cpu", &PathCounts::fused_cpu},
+    {"fused_metal", &PathCounts::fused_metal},
+    {"fused_cuda", &PathCounts::fused_cuda},
+    {"fused_metal_host", &PathCounts::fused_metal_host},
+    {"gather", &PathCounts::gather}};
+
 // Leaves NaN in the memory that an output of this size is likely to get, so
 // that a path which writes nothing does not show an earlier path's result.
 void spoil_free_memory(mx::Shape shape, mx::Dtype dtype) {
@@ -36,21 +43,25 @@ void judge(const Path& path, const testing::Expected& expected, Check& check) {
 
 }  // namespace
 
+std::int64_t count_of(const PathCounts& counts, const std::string& name) {
+  for (const auto& [counter, count] : kCounters) {
+    if (name == counter) {
+      return counts.*count;
+    }
+  }
+  return 0;
+}
+
 std::string count_ran(
     const PathCounts& before,
     const PathCounts& after,
     const std::string& uncounted) {
   std::string ran;
-  const auto add = [&](const char* name, std::int64_t PathCounts::*count) {
+  for (const auto& [name, count] : kCounters) {
     if (after.*count != before.*count) {
       ran += (ran.empty() ? "" : "+") + std::string(name);
     }
-  };
-  add("fused_cpu", &PathCounts::fused_cpu);
-  add("fused_metal", &PathCounts::fused_metal);
-  add("fused_cuda", &PathCounts::fused_cuda);
-  add("fused_metal_host", &PathCounts::fused_metal_host);
-  add("gather", &PathCounts::gather);
+  }
   return ran.empty() ? uncounted : ran;
 }
 

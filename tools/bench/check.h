@@ -12,6 +12,9 @@
 
 namespace quire::bench {
 
+/** The counter that a path's name stands for. */
+std::int64_t count_of(const PathCounts& counts, const std::string& name);
+
 /**
  * Which paths the library's counters saw between two snapshots ("fused_cpu";
  * several are joined by "+"); `uncounted` if none moved.

@@ -72,10 +72,6 @@ std::int64_t available_memory_bytes() {
 #endif
 }
 
-std::int64_t rotation_bytes() {
-  return std::min(2 * last_level_cache_bytes(), available_memory_bytes() / 6);
-}
-
 std::int64_t peak_bytes(const Shape& shape, std::int64_t rotation) {
   const std::int64_t paged = kv_bytes(shape, shape.kv_dtype);
   const std::int64_t f32 = kv_bytes(shape, DType::Float32);

@@ -14,14 +14,6 @@ std::int64_t last_level_cache_bytes();
  * less where a control group allows less. */
 std::int64_t available_memory_bytes();
 
-/**
- * Each path's K and V rotate over this many bytes: twice the last-level cache,
- * so that each step reads memory, but at most a sixth of the available memory,
- * because the pool, two dense copies and the read roof's memory stand beside
- * each other.
- */
-std::int64_t rotation_bytes();
-
 /** What a cell may take at its peak, gather's copies included, roughly. */
 std::int64_t peak_bytes(const Shape& shape, std::int64_t rotation_bytes);
 

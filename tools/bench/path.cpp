@@ -103,10 +103,10 @@ Path make_kernel_path(const CacheData& data, Kernel kernel) {
   return path;
 }
 
-Path make_fused_path(const CacheData& data) {
+Path make_fused_path(const CacheData& data, const std::string& must_run) {
   Path path = make_paged_path(data, NativeKernel::On);
   path.name = "fused";
-  path.must_run = "fused_cpu";
+  path.must_run = must_run;
   return path;
 }
 

@@ -23,6 +23,7 @@ struct Path {
   double max_rms = testing::kRmsThreshold;  // absolute and relative
   bool is_bounded = true;                   // element by element as well
   int num_sets = 0;  // of the data's; runs rotate over them
+  int steps = 1;     // of a run, whose time is divided by them
   /** Computes one set, from the arrays to the finished output. */
   std::function<void(int set)> run;
   /** The last run's output, [num_seqs, num_q_heads, head_dim] in q_dtype. */
@@ -35,8 +36,9 @@ using Kernel = std::function<void(const DecodeArgs&)>;
 /** `kernel` alone, on the pool; its output holds NaN until it writes it. */
 Path make_kernel_path(const CacheData& data, Kernel kernel);
 
-/** paged_attention with the fused kernel demanded, op by op. */
-Path make_fused_path(const CacheData& data);
+/** paged_attention with the fused kernel demanded, op by op; `must_run` is
+ * what the counters call it on the default device. */
+Path make_fused_path(const CacheData& data, const std::string& must_run);
 
 /** paged_attention without it: gather, then MLX's attention. */
 Path make_gather_path(const CacheData& data);
