@@ -25,7 +25,7 @@ template <typename T, typename From, int Piece>
     uint3 pos [[thread_position_in_grid]]) {
   const int piece = int(pos.x);
   const int token = int(pos.y);
-  if (piece >= p.num_pieces || token >= p.num_tokens) {
+  if (piece >= p.num_pieces) {
     return;
   }
   const long slot = slots[token];

@@ -314,9 +314,7 @@ KernelLaunch make_kv_append_launch(
       {Operand::KCache, true},
       {Operand::VCache, true}};
   launch.constants = to_bytes(KvAppendParams{
-      .num_slots = num_slots,
-      .num_tokens = num_tokens,
-      .num_pieces = token_elems / piece});
+      .num_slots = num_slots, .num_pieces = token_elems / piece});
   set_pieces(launch, token_elems / piece, num_tokens);
   return launch;
 }

@@ -28,9 +28,8 @@ struct PagedCombineParams {
 
 /// What kv_append needs to know.
 struct KvAppendParams {
-  int64_t num_slots;  // num_blocks * block_size
-  int num_tokens;
-  int num_pieces;  // in one token's row
+  int64_t num_slots;   // num_blocks * block_size
+  int64_t num_pieces;  // in one token's row; no padding, which would be noise
 };
 
 /// What copy_blocks needs to know.
