@@ -230,8 +230,8 @@ DecodeChoice choose_decode_launch(
   l.overlap = options.overlap;
   std::int64_t slots = 0;
   if (a.num_splits > 0) {
-    a.num_splits =
-        std::min(a.num_splits, std::max(1, a.max_seq_len / shape.unit_len()));
+    a.num_splits = std::min(
+        a.num_splits, std::max(1, ceil_div(a.max_seq_len, shape.unit_len())));
     const std::int64_t pieces =
         static_cast<std::int64_t>(params.num_seqs) * a.num_splits;
     l.grid = pieces * heads;

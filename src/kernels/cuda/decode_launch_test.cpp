@@ -99,6 +99,17 @@ TEST_CASE("what the kernels do not serve has a reason") {
   CHECK(reason(p, 90).find("2^31") != std::string::npos);
 }
 
+TEST_CASE("the table's width takes no split that a sequence could fill") {
+  DecodeParams p = llama(1);
+  p.block_size = 8;
+  p.max_blocks_per_seq = 3;  // a unit of 16 tokens and a half
+  p.num_splits = 5;
+  const DecodeChoice c =
+      choose_decode_launch(p, DType::Float16, DType::Float16, h100());
+  REQUIRE(c);
+  CHECK(c.launch.args.num_splits == 2);
+}
+
 TEST_CASE("large batches stay in the grid's x") {
   DecodeParams p = llama(70000);
   p.num_splits = 2;
