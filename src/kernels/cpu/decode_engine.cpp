@@ -170,11 +170,15 @@ class DecodeRun {
 
   class Cursor;
   struct Worker;
-  void begin_range(Worker& worker, const Range& range) const;
+  struct Lines;
+  void begin_range(const Worker& worker, const Range& range) const;
   void end_range(const Range& range) const;
-  void run_tile(Worker& worker, const Tile& now, const Tile& next) const;
-  PrefetchStream find_segments(const Tile& tile, PrefetchSegment* segments)
-      const;
+  void run_tile(
+      const Worker& worker,
+      const Tile& now,
+      const Lines& lines,
+      const Lines& next_lines) const;
+  void find_lines(const Tile& tile, Lines& lines) const;
   static void load_rest(const PrefetchStream& stream);
   template <typename Visit>
   void visit_parts(int seq, int& thread_idx, const Visit& visit) const;
@@ -190,12 +194,18 @@ class DecodeRun {
   std::int64_t row_bytes_ = 0;    // of one KV head
   std::int64_t token_bytes_ = 0;  // of all KV heads
   std::int64_t state_floats_ = 0;
-  std::int64_t q_floats_ = 0;
+  std::int64_t worker_floats_ = 0;
   std::int64_t num_merge_floats_ = 0;
-  float* queries_ = nullptr;  // [num_threads, q_floats_]
+  float* workers_ = nullptr;  // [num_threads, worker_floats_]
   float* states_ = nullptr;
   mutable std::atomic<std::int64_t> next_item_{0};
 };
+
+/** A stream over segments that end with an empty one. */
+PrefetchStream start(const PrefetchSegment* segments) {
+  const PrefetchSegment& first = segments[0];
+  return {first.begin, first.end, segments + (first.begin != first.end)};
+}
 
 std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -269,16 +279,17 @@ DecodeRun::DecodeRun(
       static_cast<int>(std::clamp<std::int64_t>(num_items(), 1, num_threads));
 
   const std::int64_t heads = p_.num_q_heads;
-  q_floats_ = round_up(heads * p_.head_dim, kLineFloats);
+  worker_floats_ =
+      round_up(heads * (p_.head_dim + kMaxTileTokens + 1), kLineFloats);
   state_floats_ = round_up(heads * (p_.head_dim + kSumLanes + 1), kLineFloats);
   // Shares: a thread's scratch and the two sequences its share may cut.
   // Splits: a thread's scratch, or a state for each split.
   const std::int64_t num_states =
       splits_ > 1 ? splits_ * p_.num_seqs : std::int64_t{3} * num_threads_;
   num_merge_floats_ = splits_ == 1 ? 0 : num_states * heads * p_.head_dim;
-  queries_ = workspace.reserve(static_cast<std::size_t>(
-      num_threads_ * q_floats_ + num_states * state_floats_));
-  states_ = queries_ + num_threads_ * q_floats_;
+  workers_ = workspace.reserve(static_cast<std::size_t>(
+      num_threads_ * worker_floats_ + num_states * state_floats_));
+  states_ = workers_ + num_threads_ * worker_floats_;
 }
 
 /** Tokens of each of a sequence's splits but the last ones. */
@@ -406,35 +417,49 @@ class DecodeRun::Cursor {
   Range range_;
 };
 
+/** A thread's scratch: q and what the step leaves from stage to stage. */
 struct DecodeRun::Worker {
-  float* q;  // [num_q_heads, head_dim] prepared
+  float* scores;  // [num_q_heads, kMaxTileTokens]
+  float* q;       // [num_q_heads, head_dim] prepared
+  float* alpha;   // [num_q_heads]
+};
+
+/** The lines of a tile in address order. */
+struct DecodeRun::Lines {
+  PrefetchSegment k[kMaxTileTokens + 1];
+  PrefetchSegment v[kMaxTileTokens + 1];
 };
 
 void DecodeRun::walk(int thread_idx) const {
   if (thread_idx >= num_threads_) {
     return;
   }
-  Worker worker{queries_ + thread_idx * q_floats_};
+  const std::int64_t heads = p_.num_q_heads;
+  float* scores = workers_ + thread_idx * worker_floats_;
+  float* q = scores + heads * kMaxTileTokens;
+  const Worker worker{scores, q, q + heads * p_.head_dim};
   Cursor cursor(*this, thread_idx);
   Tile tiles[2];
+  Lines lines[2];
   cursor.next(tiles[0]);
-  PrefetchSegment segments[2 * kMaxTileTokens + 1];
-  load_rest(find_segments(tiles[0], segments));
+  find_lines(tiles[0], lines[0]);
+  load_rest(start(lines[0].k));
+  load_rest(start(lines[0].v));
   for (int i = 0; tiles[i].num_tokens > 0; i ^= 1) {
     const Tile& now = tiles[i];
-    Tile& next = tiles[i ^ 1];
-    cursor.next(next);
+    cursor.next(tiles[i ^ 1]);
+    find_lines(tiles[i ^ 1], lines[i ^ 1]);
     if (now.begin_token == now.range.begin_token) {
       begin_range(worker, now.range);
     }
-    run_tile(worker, now, next);
+    run_tile(worker, now, lines[i], lines[i ^ 1]);
     if (now.begin_token + now.num_tokens == now.range.end_token) {
       end_range(now.range);
     }
   }
 }
 
-void DecodeRun::begin_range(Worker& worker, const Range& range) const {
+void DecodeRun::begin_range(const Worker& worker, const Range& range) const {
   const int begin = range.begin_head * group_size();
   const int end = range.end_head * group_size();
   const std::int64_t dim = p_.head_dim;
@@ -469,29 +494,26 @@ void DecodeRun::end_range(const Range& range) const {
   }
 }
 
-/** The lines of a tile in address order, K's before V's. */
-PrefetchStream DecodeRun::find_segments(
-    const Tile& tile,
-    PrefetchSegment* segments) const {
+void DecodeRun::find_lines(const Tile& tile, Lines& lines) const {
   const std::int64_t begin = tile.range.begin_head * row_bytes_;
   const std::int64_t bytes = tile.range.end_head * row_bytes_ - begin;
-  int num = 0;
-  for (const void* cache : {args_.k_cache, args_.v_cache}) {
+  const auto find = [&](const void* cache, PrefetchSegment* segments) {
     const std::byte* base = static_cast<const std::byte*>(cache) + begin;
-    const int first = num;
+    int num = 0;
     for (int i = 0; i < tile.num_tokens; ++i) {
       const std::byte* row = base + tile.row_offset[i];
-      if (num > first && segments[num - 1].end == row) {
+      if (num > 0 && segments[num - 1].end == row) {
         segments[num - 1].end = row + bytes;
       } else {
         segments[num++] = {row, row + bytes};
       }
     }
-  }
-  // Where the stream stays at its end: any address that is cheap to ask for.
-  const auto* here = reinterpret_cast<const std::byte*>(segments);
-  segments[num] = {here, here};
-  return {segments[0].begin, segments[0].end, segments + std::min(num, 1)};
+    // Where a stream stays at its end: any address that is cheap to ask for.
+    const auto* here = reinterpret_cast<const std::byte*>(segments);
+    segments[num] = {here, here};
+  };
+  find(args_.k_cache, lines.k);
+  find(args_.v_cache, lines.v);
 }
 
 /**
@@ -513,31 +535,35 @@ void DecodeRun::load_rest(const PrefetchStream& stream) {
   }
 }
 
-void DecodeRun::run_tile(Worker& worker, const Tile& now, const Tile& next)
-    const {
-  const auto* k = static_cast<const std::byte*>(args_.k_cache);
-  const auto* v = static_cast<const std::byte*>(args_.v_cache);
-  const State& state = now.range.state;
-  const std::int64_t dim = p_.head_dim;
-  PrefetchSegment segments[2 * kMaxTileTokens + 1];
-  PrefetchStream ahead = find_segments(next, segments);
-  for (int head = now.range.begin_head; head < now.range.end_head; ++head) {
-    const std::int64_t q_head = std::int64_t{head} * group_size();
-    kernel_.step({
-        .k = k + head * row_bytes_,
-        .v = v + head * row_bytes_,
-        .row_offset = now.row_offset,
-        .num_tokens = now.num_tokens,
-        .ahead = &ahead,
-        .q = worker.q + q_head * dim,
-        .group_size = group_size(),
-        .scale_log2 = p_.scale * kLog2E,
-        .acc = state.acc + q_head * dim,
-        .max_log2 = state.max_log2 + q_head,
-        .sum = state.sum + q_head * kSumLanes,
-    });
-  }
-  load_rest(ahead);
+void DecodeRun::run_tile(
+    const Worker& worker,
+    const Tile& now,
+    const Lines& lines,
+    const Lines& next_lines) const {
+  const Range& range = now.range;
+  const std::int64_t q_head = std::int64_t{range.begin_head} * group_size();
+  const std::int64_t row = range.begin_head * row_bytes_;
+  Lookahead in_scores{start(next_lines.k), start(lines.v)};
+  Lookahead in_sum{start(next_lines.v), start(next_lines.k)};
+  kernel_.step({
+      .k = static_cast<const std::byte*>(args_.k_cache) + row,
+      .v = static_cast<const std::byte*>(args_.v_cache) + row,
+      .row_offset = now.row_offset,
+      .num_tokens = now.num_tokens,
+      .num_kv_heads = range.end_head - range.begin_head,
+      .group_size = group_size(),
+      .in_scores = &in_scores,
+      .in_sum = &in_sum,
+      .q = worker.q + q_head * p_.head_dim,
+      .scale_log2 = p_.scale * kLog2E,
+      .scores = worker.scores,
+      .alpha = worker.alpha,
+      .acc = range.state.acc + q_head * p_.head_dim,
+      .max_log2 = range.state.max_log2 + q_head,
+      .sum = range.state.sum + q_head * kSumLanes,
+  });
+  load_rest(in_scores.first);
+  load_rest(in_sum.first);
 }
 
 /**

@@ -1,9 +1,12 @@
-// The step, once, over a small SIMD vocabulary S (simd_*.h): all query heads of
-// one KV head against one tile of tokens, in three stages:
+// The step, once, over a small SIMD vocabulary S (simd_*.h): a tile of tokens
+// against all query heads, in three stages:
 //
 //   scores = K q      4 tokens x 4 heads in registers, one reduction tree
 //   weights           one base-2 online-softmax pass a head
 //   acc = acc * alpha + weights V     4 heads x a slice of head_dim
+//
+// A stage goes through all heads before the next one starts: where they meet,
+// results travel through memory and the core waits for them, once a tile.
 //
 // Included only by step_*.cpp. Everything here is a template over S, so that
 // no two instruction sets share a symbol, and nothing of std:: is used that
@@ -23,13 +26,37 @@ struct ScatteredRows {
   const std::int64_t* offset;
 };
 
+/**
+ * Calls pass<kHeads>(head) for all heads, four at a time. Each pass is a lambda
+ * of its own, so that no two units share an instance.
+ */
+template <typename Pass>
+[[gnu::always_inline]] inline void for_heads(int num_heads, Pass pass) {
+  int head = 0;
+  for (; head + 4 <= num_heads; head += 4) {
+    pass.template operator()<4>(head);
+  }
+  switch (num_heads - head) {
+    case 3:
+      pass.template operator()<3>(head);
+      break;
+    case 2:
+      pass.template operator()<2>(head);
+      break;
+    case 1:
+      pass.template operator()<1>(head);
+      break;
+    default:
+      break;
+  }
+}
+
 template <typename S, typename T, int kHeadDim>
 struct Step {
   using V = typename S::V;
   static constexpr int kLanes = S::kLanes;
   static constexpr int kVectors = kHeadDim / kLanes;
   static constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(T));
-  static constexpr int kRowLines = (kRowBytes + 63) / 64;
   static_assert(kHeadDim % kLanes == 0);
   static_assert(kSumLanes % kLanes == 0);
 
@@ -38,36 +65,34 @@ struct Step {
   }
 
   /**
-   * Asks for the next kLines lines of a stream. Into L2: what a tile reads of
-   * one head lies 2 KiB apart and would fall into 8 of L1's 64 sets. Forced
-   * inline because gcc takes a function that only prefetches for one without
-   * effects and drops its calls.
+   * Asks for the next line of a stream. Into L2: what a tile reads of one head
+   * lies 2 KiB apart and would fall into 8 of L1's 64 sets. Forced inline
+   * because gcc takes a function that only prefetches for one without effects
+   * and drops its calls.
    */
-  template <int kLines>
-  QUIRE_SIMD void prefetch(PrefetchStream& ahead) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLines; ++i) {
-      __builtin_prefetch(ahead.at, 0, 2);
-      ahead.at += 64;
-      if (ahead.at >= ahead.end) [[unlikely]] {
-        ahead.at = ahead.next->begin;
-        ahead.end = ahead.next->end;
-        // The last segment is empty: it is asked for again and again.
-        ahead.next += ahead.at != ahead.end;
-      }
+  QUIRE_SIMD void ask(PrefetchStream& stream) {
+    __builtin_prefetch(stream.at, 0, 2);
+    stream.at += 64;
+    if (stream.at >= stream.end) [[unlikely]] {
+      stream.at = stream.next->begin;
+      stream.end = stream.next->end;
+      // The last segment is empty: it is asked for again and again.
+      stream.next += stream.at != stream.end;
     }
   }
-
   /**
-   * A step asks for as many lines as it reads, evenly over its time: three of
-   * four of K's lines between the multiplies of K q, the fourth in the softmax,
-   * V's lines between the multiplies of the weighted sum.
+   * Asks for as many lines as the i-th of some pieces of kBytes completes: one
+   * by one between the multiplies, because a burst is partly dropped.
    */
-  static constexpr bool asks_in_scores(int token) {
-    return token % 4 != 3;
+  template <int kBytes>
+  QUIRE_SIMD void ask_for_piece(Lookahead& ahead, int i) {
+    const int num_lines = (i + 1) * kBytes / 64 - i * kBytes / 64;
+#pragma GCC unroll 16
+    for (int line = 0; line < num_lines; ++line) {
+      ask(ahead.first);
+      ask(ahead.again);
+    }
   }
-  /** The softmax's share for one vector of tokens, over all heads of a pass. */
-  static constexpr int kWeightLines = kRowLines * kLanes / 4;
 
   QUIRE_SIMD const T* elements(const std::byte* row) {
     return reinterpret_cast<const T*>(row);
@@ -75,24 +100,20 @@ struct Step {
 
   // ---- scores -------------------------------------------------------------
 
-  /**
-   * Scores of kTokens tokens for kHeads heads. With kPrefetch, lines to come
-   * are asked for one by one between the multiplies: a burst of prefetches is
-   * partly dropped.
-   */
-  template <int kHeads, int kTokens, bool kPrefetch>
+  /** Scores of kTokens tokens for kHeads heads. */
+  template <int kHeads, int kTokens, bool kAsk>
   QUIRE_SIMD void dot_rows(
       const std::byte* const* row,
       const float* q,
       float* scores,
-      PrefetchStream& ahead) {
+      Lookahead& ahead) {
     V acc[kHeads * kTokens];
 #pragma GCC unroll 16
     for (int i = 0; i < kHeads * kTokens; ++i) {
       acc[i] = S::zero();
     }
     if constexpr (kIsPair<T>) {
-      dot_pairs<kHeads, kTokens, kPrefetch>(acc, row, q, ahead);
+      dot_pairs<kHeads, kTokens, kAsk>(acc, row, q, ahead);
     } else {
       constexpr int kChunkBytes = 2 * kLanes * static_cast<int>(sizeof(T));
 #pragma GCC unroll 1
@@ -109,11 +130,8 @@ struct Step {
           V a;
           V b;
           S::load2(elements(row[t]) + c * kLanes, a, b);
-          if (kPrefetch && asks_in_scores(t)) {
-            // Chunks of half a line ask for every second one.
-            if (kChunkBytes >= 64 || c % 4 == 0) {
-              prefetch<kChunkBytes <= 64 ? 1 : kChunkBytes / 64>(ahead);
-            }
+          if constexpr (kAsk) {
+            ask_for_piece<kChunkBytes>(ahead, t);
           }
 #pragma GCC unroll 16
           for (int h = 0; h < kHeads; ++h) {
@@ -127,8 +145,8 @@ struct Step {
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
           const V a = S::load1(elements(row[t]) + (kVectors - 1) * kLanes);
-          if (kPrefetch && asks_in_scores(t)) {
-            prefetch<1>(ahead);
+          if constexpr (kAsk) {
+            ask_for_piece<kChunkBytes / 2>(ahead, t);
           }
 #pragma GCC unroll 16
           for (int h = 0; h < kHeads; ++h) {
@@ -143,12 +161,12 @@ struct Step {
   }
 
   /** The multiplies of dot_rows where K and q are pairs of bf16. */
-  template <int kHeads, int kTokens, bool kPrefetch>
+  template <int kHeads, int kTokens, bool kAsk>
   QUIRE_SIMD void dot_pairs(
       V* acc,
       const std::byte* const* row,
       const float* q,
-      PrefetchStream& ahead) {
+      Lookahead& ahead) {
     constexpr int kPairBytes = 4 * kLanes;  // one vector
     constexpr int kWhole = kRowBytes / kPairBytes;
 #pragma GCC unroll 1
@@ -161,8 +179,8 @@ struct Step {
 #pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) {
         const auto k_pairs = S::load_pairs(row[t] + c * kPairBytes);
-        if (kPrefetch && asks_in_scores(t)) {
-          prefetch<1>(ahead);
+        if constexpr (kAsk) {
+          ask_for_piece<kPairBytes>(ahead, t);
         }
 #pragma GCC unroll 16
         for (int h = 0; h < kHeads; ++h) {
@@ -176,8 +194,8 @@ struct Step {
 #pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) {
         const auto k_pairs = S::load_half_pairs(row[t] + kWhole * kPairBytes);
-        if (kPrefetch && asks_in_scores(t)) {
-          prefetch<1>(ahead);
+        if constexpr (kAsk) {
+          ask_for_piece<kPairBytes / 2>(ahead, t);
         }
 #pragma GCC unroll 16
         for (int h = 0; h < kHeads; ++h) {
@@ -191,17 +209,17 @@ struct Step {
     }
   }
 
-  /** scores[h][t], h < kHeads, of all tokens of a tile. */
-  template <int kHeads, bool kPrefetch>
+  /** scores[h][t], h < kHeads. */
+  template <int kHeads, bool kAsk>
   static void score_heads(
       ScatteredRows k,
       int num_tokens,
       const float* q,
       float* scores,
-      PrefetchStream& stream) {
+      Lookahead& in_scores) {
     // NOLINTNEXTLINE(bugprone-branch-clone): only where kHeads is 4
     constexpr int kTokens = S::kDotAccumulators / (kHeads == 3 ? 4 : kHeads);
-    PrefetchStream ahead = stream;  // in registers while the stage runs
+    Lookahead ahead = in_scores;  // in registers while the stage runs
     const std::byte* row[kTokens];
     int t = 0;
     for (; t + kTokens <= num_tokens; t += kTokens) {
@@ -209,16 +227,16 @@ struct Step {
       for (int i = 0; i < kTokens; ++i) {
         row[i] = k.base + k.offset[t + i];
       }
-      dot_rows<kHeads, kTokens, kPrefetch>(row, q, scores + t, ahead);
+      dot_rows<kHeads, kTokens, kAsk>(row, q, scores + t, ahead);
     }
     if (t < num_tokens) {
       // The last row again in the spare places: nothing past it is read.
       for (int i = 0; i < kTokens; ++i) {
         row[i] = k.base + k.offset[min(t + i, num_tokens - 1)];
       }
-      dot_rows<kHeads, kTokens, kPrefetch>(row, q, scores + t, ahead);
+      dot_rows<kHeads, kTokens, kAsk>(row, q, scores + t, ahead);
     }
-    stream = ahead;
+    in_scores = ahead;
   }
 
   // ---- weights ------------------------------------------------------------
@@ -235,14 +253,10 @@ struct Step {
    * it reduced across lanes. Sums stay spread over lanes to the end. Heads go
    * side by side because one exp2 is a chain of about 60 cycles.
    */
-  template <int kHeads, bool kPrefetch>
-  static void weigh(
-      const StepArgs& args,
-      int head,
-      float* scores,
-      float* alpha,
-      PrefetchStream& stream) {
-    PrefetchStream ahead = stream;
+  template <int kHeads>
+  static void weigh(const StepArgs& args, int head) {
+    float* alpha = args.alpha + head;
+    float* scores = args.scores + head * kMaxTileTokens;
     const int num_tokens = args.num_tokens;
     const int num_vectors = (num_tokens + kLanes - 1) / kLanes;
     const V scale = S::set1(args.scale_log2);
@@ -279,9 +293,6 @@ struct Step {
       // One rounding: the difference is exact where it matters, near 0.
       const V w = S::exp2(S::fms(S::load(at), scale, max[h]));
       S::store(at, w);
-      if constexpr (kPrefetch) {
-        prefetch<kWeightLines / kHeads>(ahead);
-      }
       return w;
     };
     for (int i = 0; i + 1 < num_vectors; ++i) {
@@ -298,7 +309,6 @@ struct Step {
           lanes + h * kSumLanes,
           S::fma(weight(h, num_vectors - 1), valid, sum[h]));
     }
-    stream = ahead;
   }
 
   // ---- weighted sum -------------------------------------------------------
@@ -317,7 +327,7 @@ struct Step {
   }
 
   /** acc[h][slice] = acc[h][slice] * alpha[h] + sum over t of w[h][t] v[t]. */
-  template <int kHeads, int kWidth, int kLines>
+  template <int kHeads, int kWidth, bool kAsk>
   static void add_slice(
       ScatteredRows v,
       int num_tokens,
@@ -325,8 +335,8 @@ struct Step {
       const float* weights,
       const float* alpha,
       float* acc,
-      PrefetchStream& stream) {
-    PrefetchStream ahead = stream;
+      Lookahead& in_sum) {
+    Lookahead ahead = in_sum;
     V sum[kHeads][kWidth];
     float* base = acc + first_vector * kLanes;
 #pragma GCC unroll 16
@@ -338,7 +348,9 @@ struct Step {
       }
     }
     for (int t = 0; t < num_tokens; ++t) {
-      prefetch<kLines>(ahead);
+      if constexpr (kAsk) {
+        ask_for_piece<kWidth * kLanes* static_cast<int>(sizeof(T))>(ahead, t);
+      }
       const T* row = elements(v.base + v.offset[t]) + first_vector * kLanes;
       V w[kHeads];
 #pragma GCC unroll 16
@@ -371,82 +383,160 @@ struct Step {
         S::store(base + h * kHeadDim + i * kLanes, sum[h][i]);
       }
     }
-    stream = ahead;
+    in_sum = ahead;
   }
 
-  template <int kHeads, bool kPrefetch>
-  static void add_heads(
-      const StepArgs& args,
-      int head,
+  /** acc[h] = acc[h] * alpha[h] + sum over t of weights[h][t] v[t]. */
+  template <int kHeads, bool kAsk>
+  QUIRE_SIMD void add_heads(
+      ScatteredRows v,
+      int num_tokens,
       const float* weights,
       const float* alpha,
-      PrefetchStream& ahead) {
+      float* acc,
+      Lookahead& ahead) {
     constexpr int kWidth = slice_vectors(kHeads);
-    constexpr int kSlices = kVectors / kWidth;
-    constexpr int kLines = kPrefetch ? (kRowLines + kSlices - 1) / kSlices : 0;
-    for (int i = 0; i < kSlices; ++i) {
-      add_slice<kHeads, kWidth, kLines>(
-          {args.v, args.row_offset},
-          args.num_tokens,
-          i * kWidth,
-          weights,
-          alpha,
-          args.acc + head * kHeadDim,
-          ahead);
+    for (int i = 0; i < kVectors; i += kWidth) {
+      add_slice<kHeads, kWidth, kAsk>(
+          v, num_tokens, i, weights, alpha, acc, ahead);
+    }
+  }
+
+  // ---- groups of more than four heads --------------------------------------
+
+  // Their rows are widened once, a few at a time, for all passes of four heads.
+  using Wide = Step<S, float, kHeadDim>;
+  static constexpr int kWideRows = 16;
+  struct WideOffsets {
+    std::int64_t row[kWideRows];
+  };
+  static constexpr WideOffsets kWide = [] {
+    WideOffsets offsets{};
+    for (int i = 0; i < kWideRows; ++i) {
+      offsets.row[i] = std::int64_t{i} * kHeadDim * 4;
+    }
+    return offsets;
+  }();
+
+  /** num_rows rows as f32 in load order. */
+  static void
+  widen(ScatteredRows rows, int num_rows, float* wide, Lookahead& stage) {
+    Lookahead ahead = stage;
+    for (int t = 0; t < num_rows; ++t, wide += kHeadDim) {
+      const T* row = elements(rows.base + rows.offset[t]);
+      ask_for_piece<kRowBytes>(ahead, t);
+#pragma GCC unroll 16
+      for (int c = 0; c + 1 < kVectors; c += 2) {
+        V a;
+        V b;
+        S::load2(row + c * kLanes, a, b);
+        S::store(wide + c * kLanes, a);
+        S::store(wide + (c + 1) * kLanes, b);
+      }
+      if constexpr (kVectors % 2 != 0) {
+        S::store(
+            wide + (kVectors - 1) * kLanes,
+            S::load1(row + (kVectors - 1) * kLanes));
+      }
+    }
+    stage = ahead;
+  }
+
+  /** visit(first token, number of tokens, rows) for pieces of widened rows. */
+  template <typename Visit>
+  QUIRE_SIMD void for_wide_rows(
+      ScatteredRows rows,
+      int num_tokens,
+      Lookahead& ahead,
+      Visit visit) {
+    alignas(64) float wide[kWideRows * kHeadDim];
+    for (int t = 0; t < num_tokens; t += kWideRows) {
+      const int num_rows = min(kWideRows, num_tokens - t);
+      widen({rows.base, rows.offset + t}, num_rows, wide, ahead);
+      visit(
+          t,
+          num_rows,
+          ScatteredRows{reinterpret_cast<const std::byte*>(wide), kWide.row});
     }
   }
 
   // ---- the step -----------------------------------------------------------
 
-  /** The three stages for kHeads heads from `head` on. */
-  template <int kHeads, bool kPrefetch>
-  static void run_heads(const StepArgs& args, int head, PrefetchStream& ahead) {
-    alignas(64) float scores[kHeads * kMaxTileTokens];
-    float alpha[kHeads];
-    score_heads<kHeads, kPrefetch>(
-        {args.k, args.row_offset},
-        args.num_tokens,
-        args.q + head * kHeadDim,
-        scores,
-        ahead);
-    weigh<kHeads, kPrefetch>(args, head, scores, alpha, ahead);
-    add_heads<kHeads, kPrefetch>(args, head, scores, alpha, ahead);
+  /** `head` is the first of the KV head's query heads. */
+  QUIRE_SIMD void score(const StepArgs& args, ScatteredRows k, int head) {
+    const float* q = args.q + head * kHeadDim;
+    float* scores = args.scores + head * kMaxTileTokens;
+    if constexpr (kIsPair<T>) {  // nothing to widen; only one pass asks
+      for_heads(args.group_size, [&]<int kHeads>(int h) {
+        const auto pass =
+            h == 0 ? score_heads<kHeads, true> : score_heads<kHeads, false>;
+        pass(
+            k,
+            args.num_tokens,
+            q + h * kHeadDim,
+            scores + h * kMaxTileTokens,
+            *args.in_scores);
+      });
+      return;
+    }
+    if (args.group_size <= 4) {
+      for_heads(args.group_size, [&]<int kHeads>(int) {
+        score_heads<kHeads, true>(
+            k, args.num_tokens, q, scores, *args.in_scores);
+      });
+      return;
+    }
+    const auto visit = [&](int t, int num_rows, ScatteredRows rows) {
+      for_heads(args.group_size, [&]<int kHeads>(int h) {
+        Wide::template score_heads<kHeads, false>(
+            rows,
+            num_rows,
+            q + h * kHeadDim,
+            scores + h * kMaxTileTokens + t,
+            *args.in_scores);
+      });
+    };
+    for_wide_rows(k, args.num_tokens, *args.in_scores, visit);
   }
 
-  /** Only the first pass over the tile asks for the next one. */
-  template <int kHeads>
-  static void
-  run_last_heads(const StepArgs& args, int head, PrefetchStream& ahead) {
-    if (head == 0) {
-      run_heads<kHeads, true>(args, head, ahead);
-    } else {
-      run_heads<kHeads, false>(args, head, ahead);
+  QUIRE_SIMD void sum(const StepArgs& args, ScatteredRows v, int head) {
+    const float* weights = args.scores + head * kMaxTileTokens;
+    const float* alpha = args.alpha + head;
+    float* acc = args.acc + head * kHeadDim;
+    if (args.group_size <= 4) {
+      for_heads(args.group_size, [&]<int kHeads>(int) {
+        add_heads<kHeads, true>(
+            v, args.num_tokens, weights, alpha, acc, *args.in_sum);
+      });
+      return;
     }
+    constexpr float kOnes[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+    const auto visit = [&](int t, int num_rows, ScatteredRows rows) {
+      for_heads(args.group_size, [&]<int kHeads>(int h) {
+        Wide::template add_heads<kHeads, false>(
+            rows,
+            num_rows,
+            weights + h * kMaxTileTokens + t,
+            t == 0 ? alpha + h : kOnes,
+            acc + h * kHeadDim,
+            *args.in_sum);
+      });
+    };
+    for_wide_rows(v, args.num_tokens, *args.in_sum, visit);
   }
 
   static void run(const StepArgs& args) {
-    PrefetchStream ahead = *args.ahead;
-    int head = 0;
-    if (args.group_size >= 4) {
-      run_heads<4, true>(args, 0, ahead);
-      for (head = 4; head + 4 <= args.group_size; head += 4) {
-        run_heads<4, false>(args, head, ahead);
-      }
+    for (int i = 0; i < args.num_kv_heads; ++i) {
+      const ScatteredRows k = {args.k + i * kRowBytes, args.row_offset};
+      score(args, k, i * args.group_size);
     }
-    switch (args.group_size - head) {
-      case 3:
-        run_last_heads<3>(args, head, ahead);
-        break;
-      case 2:
-        run_last_heads<2>(args, head, ahead);
-        break;
-      case 1:
-        run_last_heads<1>(args, head, ahead);
-        break;
-      default:
-        break;
+    for_heads(args.num_kv_heads * args.group_size, [&]<int kHeads>(int head) {
+      weigh<kHeads>(args, head);
+    });
+    for (int i = 0; i < args.num_kv_heads; ++i) {
+      const ScatteredRows v = {args.v + i * kRowBytes, args.row_offset};
+      sum(args, v, i * args.group_size);
     }
-    *args.ahead = ahead;
   }
 };
 

@@ -34,22 +34,37 @@ struct PrefetchStream {
 };
 
 /**
- * One step: all query heads of one KV head against one tile of tokens.
+ * What a stage asks for while it runs, a line for each line that it reads. A
+ * line is asked for twice, half a tile apart: a core drops requests while its
+ * queue to memory is full.
+ */
+struct Lookahead {
+  PrefetchStream first;
+  PrefetchStream again;
+};
+
+/**
+ * One step: a tile of tokens against all query heads of some KV heads, which
+ * lie side by side in the cache, in q and in the state.
  * "Load order" is the order in which the vector code finds it cheapest to
  * unpack a cache row; q and acc are in it, `finish` undoes it.
  */
 struct StepArgs {
-  const std::byte* k;  // this KV head's row of slot 0, block 0
+  const std::byte* k;  // the first KV head's row of slot 0, block 0
   const std::byte* v;
   const std::int64_t* row_offset;  // [num_tokens] bytes; the same in K and V
   int num_tokens;                  // 1 to kMaxTileTokens
-  PrefetchStream* ahead;           // what the next tile reads
-  const float* q;                  // [group_size, head_dim] load order
+  int num_kv_heads;
   int group_size;
-  float scale_log2;  // softmax scale * log2(e)
-  float* acc;        // [group_size, head_dim] load order
-  float* max_log2;   // [group_size], -inf before the first token
-  float* sum;        // [group_size, kSumLanes]
+  Lookahead* in_scores;  // asked for while K is read
+  Lookahead* in_sum;     // and while V is
+  const float* q;        // [num_kv_heads * group_size, head_dim] load order
+  float scale_log2;      // softmax scale * log2(e)
+  float* scores;         // [num_kv_heads * group_size, kMaxTileTokens] scratch
+  float* alpha;          // [num_kv_heads * group_size] scratch
+  float* acc;            // [num_kv_heads * group_size, head_dim] load order
+  float* max_log2;       // [num_kv_heads * group_size], -inf at first
+  float* sum;            // [num_kv_heads * group_size, kSumLanes]
 };
 
 /** The vector code of one instruction set, q dtype, cache dtype, head_dim. */
