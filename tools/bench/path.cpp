@@ -149,7 +149,11 @@ Path make_dense_path(
 DType fastest_dense_dtype(
     const CacheData& data,
     const std::function<void()>& poll) {
-  constexpr int kRuns = 3;
+  // The minimum of as many runs as a little time holds, so that one busy moment
+  // does not choose.
+  constexpr int kMinRuns = 2;
+  constexpr int kMaxRuns = 20;
+  constexpr double kSeconds = 0.05;
   DType fastest = DType::Float32;
   double fastest_seconds = std::numeric_limits<double>::infinity();
   for (const DType dtype : {DType::Float32, DType::Float16, DType::BFloat16}) {
@@ -158,13 +162,16 @@ DType fastest_dense_dtype(
         "dense",
         std::make_shared<const DenseSets>(
             make_dense_sets(data, dtype, 0, poll)));
-    for (int i = 0; i < kRuns; ++i) {
+    path.run(0);  // the first run also pays for memory
+    double total = 0.0;
+    for (int i = 0; i < kMinRuns || (i < kMaxRuns && total < kSeconds); ++i) {
       poll();
       using Clock = std::chrono::steady_clock;
       const Clock::time_point begin = Clock::now();
       path.run(0);
       const double seconds =
           std::chrono::duration<double>(Clock::now() - begin).count();
+      total += seconds;
       if (seconds < fastest_seconds) {
         fastest_seconds = seconds;
         fastest = dtype;

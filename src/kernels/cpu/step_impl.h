@@ -444,7 +444,7 @@ struct Step {
 
   /** visit(first token, number of tokens, rows) for pieces of widened rows. */
   template <typename Visit>
-  QUIRE_SIMD void for_wide_rows(
+  static void for_wide_rows(
       ScatteredRows rows,
       int num_tokens,
       Lookahead& ahead,
@@ -463,7 +463,7 @@ struct Step {
   // ---- the step -----------------------------------------------------------
 
   /** `head` is the first of the KV head's query heads. */
-  QUIRE_SIMD void score(const StepArgs& args, ScatteredRows k, int head) {
+  static void score(const StepArgs& args, ScatteredRows k, int head) {
     const float* q = args.q + head * kHeadDim;
     float* scores = args.scores + head * kMaxTileTokens;
     if constexpr (kIsPair<T>) {  // nothing to widen; only one pass asks
@@ -499,7 +499,7 @@ struct Step {
     for_wide_rows(k, args.num_tokens, *args.in_scores, visit);
   }
 
-  QUIRE_SIMD void sum(const StepArgs& args, ScatteredRows v, int head) {
+  static void sum(const StepArgs& args, ScatteredRows v, int head) {
     const float* weights = args.scores + head * kMaxTileTokens;
     const float* alpha = args.alpha + head;
     float* acc = args.acc + head * kHeadDim;
