@@ -101,7 +101,8 @@ CellResult measure(
     result.refusals.push_back({shape, path.name, path.timing, reason});
   };
 
-  const testing::Expected expected = expect_set(data, 0, options.poll);
+  const testing::Expected expected =
+      expect_set(data, 0, device.rounding(), options.poll);
   std::vector<CheckedPath> timed;
   for (const Path& path : paths) {
     options.poll();

@@ -65,8 +65,11 @@ std::string count_ran(
   return ran.empty() ? uncounted : ran;
 }
 
-testing::Expected
-expect_set(const CacheData& data, int set, const std::function<void()>& poll) {
+testing::Expected expect_set(
+    const CacheData& data,
+    int set,
+    const testing::Rounding& rounding,
+    const std::function<void()>& poll) {
   const DecodeArgs all = data.args(set);
   const DecodeParams& p = all.params;
   const std::int64_t q_bytes =
@@ -80,7 +83,7 @@ expect_set(const CacheData& data, int set, const std::function<void()>& poll) {
     one.q = static_cast<const std::byte*>(all.q) + seq * q_bytes;
     one.block_table += std::int64_t{seq} * p.max_blocks_per_seq;
     one.seq_lens += seq;
-    const testing::Expected row = testing::expect(one);
+    const testing::Expected row = testing::expect(one, rounding);
     expected.out.insert(expected.out.end(), row.out.begin(), row.out.end());
     expected.bound.insert(
         expected.bound.end(), row.bound.begin(), row.bound.end());

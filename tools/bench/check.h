@@ -24,9 +24,13 @@ std::string count_ran(
     const PathCounts& after,
     const std::string& uncounted);
 
-/** The reference's result for one set; calls `poll` between sequences. */
-testing::Expected
-expect_set(const CacheData& data, int set, const std::function<void()>& poll);
+/** The reference's result for one set, and its bound for paths that round so;
+ * calls `poll` between sequences. */
+testing::Expected expect_set(
+    const CacheData& data,
+    int set,
+    const testing::Rounding& rounding,
+    const std::function<void()>& poll);
 
 struct Check {
   double max_abs_error = 0;

@@ -15,6 +15,9 @@ class CpuDevice final : public Device {
   std::string fused_path() const override {
     return "fused_cpu";
   }
+  testing::Rounding rounding() const override {
+    return {};
+  }
   std::int64_t cache_bytes() const override {
     return last_level_cache_bytes();
   }

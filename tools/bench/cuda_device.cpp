@@ -153,6 +153,10 @@ class CudaDevice final : public Device {
   std::string fused_path() const override {
     return "fused_cuda";
   }
+  // Tensor cores take weights of the cache's type, cuDNN's as well as ours.
+  testing::Rounding rounding() const override {
+    return {.weights_to_kv_dtype = true};
+  }
   std::int64_t cache_bytes() const override {
     return properties_.l2CacheSize;
   }

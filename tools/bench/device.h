@@ -24,6 +24,8 @@ class Device {
 
   /** What count_ran() calls the fused path here. */
   virtual std::string fused_path() const = 0;
+  /** What its paged paths round besides their result. */
+  virtual testing::Rounding rounding() const = 0;
   /** Bytes of the last-level cache. */
   virtual std::int64_t cache_bytes() const = 0;
   /** Bytes that this process can still take of the device's memory. */
