@@ -53,7 +53,9 @@ int cta_kv_heads(
   } else if (p.head_dim == 96 && p.num_kv_heads % 2 == 0 && group <= 8) {
     heads = 2;
   }
-  return units * p.num_kv_heads >= kMinUnits * heads * num_sms ? heads : 1;
+  return units * p.num_kv_heads >= std::int64_t{kMinUnits} * heads * num_sms
+             ? heads
+             : 1;
 }
 
 // Leaders of one sequence's merge. A leader's threads collect the states of
