@@ -68,11 +68,6 @@ bool has_path(const Options& options, const std::string& name) {
 
 void check_options(const Options& options) {
   require(
-      options.device != "metal",
-      "--device",
-      "bench must run on the cpu or on cuda: it has no roofs and no kernel "
-      "timing for Metal yet; got \"metal\".");
-  require(
       options.q_heads % options.kv_heads == 0,
       "bench",
       "--q-heads must be a multiple of --kv-heads; got ",
@@ -130,12 +125,17 @@ void check_shapes(
   }
 }
 
+std::unique_ptr<bench::Device> make_device(const std::string& name) {
+  return name == "cuda"    ? bench::make_cuda_device()
+         : name == "metal" ? bench::make_metal_device()
+                           : bench::make_cpu_device();
+}
+
 int run(const Options& options, const Session& session) {
   check_options(options);
   use_device(options.device);
   const bool on_cpu = options.device == "cpu";
-  const std::unique_ptr<bench::Device> device =
-      on_cpu ? bench::make_cpu_device() : bench::make_cuda_device();
+  const std::unique_ptr<bench::Device> device = make_device(options.device);
   const std::vector<bench::Shape> grid = make_grid(options);
   check_shapes(options, grid, *device);
 

@@ -64,8 +64,9 @@ std::int64_t expected_count(
   for (std::size_t i = 0; i < timed.size(); ++i) {
     const Path& path = *timed[i].path;
     if (path.must_run == ran && path.uncounted != ran) {
-      count += static_cast<std::int64_t>(times[i].seconds.size()) +
-               kWarmUpIterations;
+      count +=
+          path.steps * (static_cast<std::int64_t>(times[i].seconds.size()) +
+                        kWarmUpIterations);
     }
   }
   return count;

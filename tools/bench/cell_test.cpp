@@ -168,6 +168,27 @@ TEST_CASE("Every path of a cell is right, and says what ran") {
   }
 }
 
+TEST_CASE("Metal's way to time a cell is right on another backend") {
+  const std::unique_ptr<Device> metal = make_metal_device("fused_cpu");
+  Shape shape = small_shape(DType::Float16, DType::Float16);
+  CHECK(metal->why_not_fused(shape).empty());
+  CellOptions options = options_for(shape);
+  options.paths = {"gather", "fused"};
+  const CellResult result = run_cell(options, *metal);
+  for (const Refusal& refusal : result.refusals) {
+    FAIL_CHECK(refusal.path << ": " << refusal.reason);
+  }
+  REQUIRE(result.rows.size() == 3);
+  const Row& kernel = result.rows[2];
+  CHECK(kernel.timing == "kernel");
+  CHECK(kernel.ran == "fused_cpu");
+  CHECK(kernel.seconds_min > 0.0);
+  CHECK(kernel.read_seconds > 0.0);
+
+  shape.head_dim = 72;
+  CHECK(metal->why_not_fused(shape).find("head") != std::string::npos);
+}
+
 TEST_CASE("An interrupted cell ends") {
   CellOptions options =
       options_for(small_shape(DType::Float32, DType::Float16));

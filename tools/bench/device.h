@@ -51,6 +51,11 @@ std::unique_ptr<Device> make_cpu_device();
 /** Throws std::invalid_argument in a build without CUDA. */
 std::unique_ptr<Device> make_cuda_device();
 
+/** MLX's default device as Metal is timed; tests run it on another one, whose
+ * fused path is `fused_path`. */
+std::unique_ptr<Device> make_metal_device(
+    std::string fused_path = "fused_metal");
+
 /**
  * Each path's K and V rotate over this many bytes: twice the last-level cache,
  * so that each step reads memory, but at most a sixth of the available memory,
