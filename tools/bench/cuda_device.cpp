@@ -196,11 +196,12 @@ class CudaDevice final : public Device {
 
   std::vector<Read> make_reads(std::int64_t size_bytes, std::int64_t num_bytes)
       override {
-    const std::int64_t half = num_bytes / 2 / 16 * 16;
+    const std::int64_t half =
+        std::max<std::int64_t>(16, num_bytes / 2 / 16 * 16);
     const auto memory =
-        std::make_shared<ReadMemory>(std::max(size_bytes, num_bytes));
-    const auto places =
-        static_cast<int>(std::max<std::int64_t>(1, memory->half_bytes / half));
+        std::make_shared<ReadMemory>(std::max(size_bytes, 2 * half));
+    const auto places = static_cast<int>(
+        std::clamp<std::int64_t>(memory->half_bytes / half, 1, kMostLaunches));
     const int num_launches = replay_launches(num_bytes, places);
     std::vector<Read> reads;
     for (int kernel = 0; kernel < num_read_kernels(); ++kernel) {

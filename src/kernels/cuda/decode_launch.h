@@ -115,7 +115,7 @@ struct DecodeVariant {
   DType kv_dtype = DType::Float16;
   int head_dim = 128;
   int kv_heads = 1;      // of a CTA; more where a head's rows are short
-  int max_heads = 8;     // of a KV head: 8 or 16; of a float32 cache 4 or 8
+  int max_heads = 8;     // of a KV head: 4, 8 or 16
   int max_stages = 3;    // fewer where so many do not fit
   bool convert = false;  // q and out are of another type than the cache
   bool cluster = false;  // one sequence, merged through distributed shared

@@ -93,6 +93,12 @@ void require_code(int compute_capability) {
       cudaFuncGetAttributes(&attributes, decode_symbol({}));
   if (status != cudaSuccess) {
     cudaGetLastError();  // this error is dealt with here
+    if (status != cudaErrorNoKernelImageForDevice &&
+        status != cudaErrorInvalidDeviceFunction) {
+      throw std::runtime_error(
+          std::string("[cuda] cudaFuncGetAttributes: ") +
+          cudaGetErrorString(status) + ".");
+    }
     throw std::runtime_error(
         "[cuda] This build has no kernels for compute capability " +
         std::to_string(compute_capability / 10) + "." +
