@@ -14,9 +14,7 @@ foreach(header CLI nlohmann pcre2.h)
     message(
       WARNING "SKIPPED: the program quire, because there is no ${header}"
               " (Debian: libcli11-dev nlohmann-json3-dev libpcre2-dev)")
-    set(QUIRE_BUILD_TOOLS
-        OFF
-        CACHE BOOL "" FORCE)
+    set(QUIRE_BUILD_TOOLS OFF) # not in the cache: the header may come
     return()
   endif()
   file(CREATE_LINK "${found_${header}}" "${include_dir}/${header}" SYMBOLIC)

@@ -10,7 +10,7 @@ kernels twice on the CPU and compares every bit of the results:
 
   compare.py [WHEEL_DIR]     default: build/deps/mlx-metal-*/mlx, unpacked
 
-On demand, a minute of one core. Needs clang++-19, llvm-dis-19 and llc-19. A
+On demand, 8 seconds and more of one core. Needs clang++-19, llvm-dis-19 and llc-19. A
 control with every exponential scaled by 1.00001 must differ.
 """
 import os
@@ -225,7 +225,7 @@ def main():
             if control:
                 print("control, exponentials scaled by 1.00001:")
             done = subprocess.run([out / "compare", "quiet" if control else ""])
-            wrong += (done.returncode == 0) == control
+            wrong += done.returncode != int(control)  # 1: they differ
     print(wheel.parent.name, "FAILED" if wrong else "passed")
     sys.exit(wrong)
 
