@@ -73,7 +73,8 @@ def tables(result):
     dense = {(c["geometry"], c["cell"]): c["dense_seconds"]
              for c in result.get("dense", {}).get("cells", [])}
     table = cells_of(result)
-    lines = [f"### {result['gpu']}", "",
+    note = result["quire"].get("note")  # which of several cards
+    lines = [f"### {result['gpu']}" + (f", {note}" if note else ""), "",
              f"Commit {result['quire']['commit']}, "
              f"`{result['quire']['command']}`. "
              f"`kv_append` of 64 tokens: "

@@ -36,6 +36,7 @@ class CpuDevice final : public Device {
   std::vector<Read> make_reads(std::int64_t size_bytes, std::int64_t num_bytes)
       override {
     if (roof_size_ != size_bytes) {
+      roof_.reset();  // before the next one takes as much
       roof_ = std::make_shared<ReadRoof>(size_bytes);
       roof_size_ = size_bytes;
     }

@@ -2,9 +2,9 @@
 // the parts of a sequence that several threads worked on are merged.
 //
 // In the cache's layout the KV heads of a token lie side by side. So a tile is
-// 16 to 64 tokens over all KV heads, the steps of a tile go through its heads,
-// and meanwhile the next tile is asked for in address order: memory is read as
-// one stream, whatever the block table says.
+// 16 to 64 tokens over all KV heads, each stage of its step goes through all of
+// them, and meanwhile the next tile is asked for in address order: memory is
+// read as one stream, whatever the block table says.
 #include "kernels/cpu/decode_engine.h"
 
 #include <algorithm>

@@ -12,7 +12,7 @@ namespace quire::cpu {
 namespace {
 
 TEST_CASE("The read roof takes the time of its bytes, and stays inside them") {
-  // What the compiler drops, or a loop that stops early, would beat any cache.
+  // A loop that the compiler drops would beat any cache.
   constexpr double kBytesPerSecond = 2e12;
   // Heap arrays of exactly the bytes: the address sanitizer sees an overrun.
   const std::vector<std::byte> data(std::size_t{16} << 20);
