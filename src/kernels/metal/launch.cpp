@@ -13,8 +13,9 @@
 namespace quire::metal {
 namespace {
 
-constexpr int kCombineSimdgroups = 4;
-constexpr int kCombineInFlight = 8;
+constexpr int kCombineRows = 8;  // splits side by side
+constexpr int kCombineInFlight = 4;
+constexpr int kMaxColumns = 64;  // of 4 elements: the largest head_dim
 constexpr int kCopyThreads = 256;
 constexpr int kPaddedGroupSizes[] = {1, 2, 4, 8};
 
@@ -86,10 +87,10 @@ KernelLaunch combine_kernel(DType q) {
   launch.instantiation = instantiate(
       launch.kernel_name,
       "paged_combine",
-      join(", ", msl_type(q), kCombineSimdgroups, kCombineInFlight));
-  launch.num_threads = {32, kCombineSimdgroups, 1};
+      join(", ", msl_type(q), kCombineRows, kCombineInFlight));
+  launch.num_threads = {kMaxColumns, kCombineRows, 1};
   launch.threadgroup_bytes =
-      kCombineSimdgroups * (128 + 2 * 32) * static_cast<int>(sizeof(float));
+      kCombineRows * (4 * kMaxColumns + 2) * static_cast<int>(sizeof(float));
   return launch;
 }
 
@@ -284,6 +285,7 @@ DecodeLaunch make_decode_launch(
     combine.constants = to_bytes(PagedCombineParams{
         .num_splits = plan.num_splits, .num_columns = params.head_dim / 4});
     combine.num_threadgroups = {params.num_q_heads, params.num_seqs, 1};
+    combine.num_threads[0] = params.head_dim / 4;
     const Support combine_fits = fits_device(combine, limits);
     require(combine_fits.ok, "make_decode_launch", combine_fits.reason);
     launch.kernels.push_back(std::move(combine));

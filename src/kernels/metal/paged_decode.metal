@@ -432,27 +432,26 @@ paged_decode(
   }
 }
 
-/// Merges the splits of one (sequence, query head): a thread owns a column of 4
-/// elements of as many splits side by side as fit, InFlight of them loaded
-/// before the maximum is known. An empty split has lse -inf and no partial.
-template <typename Q, int Simdgroups, int InFlight>
-[[kernel, max_total_threads_per_threadgroup(Simdgroups * 32)]] void
-paged_combine(
+/// Merges the splits of one (sequence, query head). Threads (head_dim / 4,
+/// Rows):
+/// a thread owns a column of 4 elements of every Rows-th split, InFlight of them
+/// loaded before the maximum is known. Its place comes from the threadgroup's
+/// shape: a division would be waited for before the first load. An empty split
+/// has lse -inf and no partial.
+template <typename Q, int Rows, int InFlight>
+[[kernel, max_total_threads_per_threadgroup(Rows * 64)]] void paged_combine(
     const device float* partial_out [[buffer(0)]],
     const device float* partial_lse [[buffer(1)]],
     device Q* out [[buffer(2)]],
     const constant PagedCombineParams& p [[buffer(3)]],
     uint3 group_pos [[threadgroup_position_in_grid]],
     uint3 num_groups [[threadgroups_per_grid]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]],
-    uint simd_lane [[thread_index_in_simdgroup]]) {
-  threadgroup float tg_out[Simdgroups * 128];
-  threadgroup float tg_max[Simdgroups * 32];
-  threadgroup float tg_sum[Simdgroups * 32];
-  const int thread_idx = int(simdgroup) * 32 + int(simd_lane);
-  const int num_rows = Simdgroups * 32 / p.num_columns;
-  const int row = thread_idx / p.num_columns;
-  const int column = thread_idx - row * p.num_columns;
+    uint3 pos [[thread_position_in_threadgroup]]) {
+  threadgroup float tg_out[Rows * 256];
+  threadgroup float tg_max[Rows];
+  threadgroup float tg_sum[Rows];
+  const int column = int(pos.x);
+  const int row = int(pos.y);
   const size_t head = size_t(group_pos.y) * num_groups.x + group_pos.x;
   const device float* lse = partial_lse + head * p.num_splits;
   const device float* from =
@@ -460,13 +459,12 @@ paged_combine(
   float4 o = float4(0.0f);
   float d = 0.0f;
   float m = kNoMax;
-  for (int s0 = row < num_rows ? row : p.num_splits; s0 < p.num_splits;
-       s0 += num_rows * InFlight) {
+  for (int s0 = row; s0 < p.num_splits; s0 += Rows * InFlight) {
     float4 x[InFlight];
     float x_lse[InFlight];
     QUIRE_UNROLL
     for (int i = 0; i < InFlight; ++i) {
-      const int split = s0 + i * num_rows;
+      const int split = s0 + i * Rows;
       x_lse[i] = -INFINITY;
       x[i] = float4(0.0f);
       if (split < p.num_splits) {
@@ -491,27 +489,28 @@ paged_combine(
       o += w * (w > 0.0f ? x[i] : float4(0.0f));
     }
   }
-  if (row < num_rows) {
-    *reinterpret_cast<threadgroup float4*>(tg_out + thread_idx * 4) = o;
-    if (column == 0) {
-      tg_max[row] = m;
-      tg_sum[row] = d;
-    }
+  *reinterpret_cast<threadgroup float4*>(
+      tg_out + (row * p.num_columns + column) * 4) = o;
+  if (column == 0) {
+    tg_max[row] = m;
+    tg_sum[row] = d;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (thread_idx >= p.num_columns) {
+  if (row > 0) {
     return;
   }
-  for (int t = 1; t < num_rows; ++t) {
+  QUIRE_UNROLL
+  for (int t = 1; t < Rows; ++t) {
     m = max(m, tg_max[t]);
   }
   o = float4(0.0f);
   d = 0.0f;
-  for (int t = 0; t < num_rows; ++t) {
+  QUIRE_UNROLL
+  for (int t = 0; t < Rows; ++t) {
     const float r = rescale_factor(tg_max[t], m);
     d += r * tg_sum[t];
     o += r * *reinterpret_cast<const threadgroup float4*>(
-                 tg_out + (t * p.num_columns + thread_idx) * 4);
+                 tg_out + (t * p.num_columns + column) * 4);
   }
   o *= inverse_denominator(d);
   vec<Q, 4> y;
@@ -520,5 +519,5 @@ paged_combine(
     y[c] = static_cast<Q>(o[c]);
   }
   *reinterpret_cast<device vec<Q, 4>*>(
-      out + (head * p.num_columns + thread_idx) * 4) = y;
+      out + (head * p.num_columns + column) * 4) = y;
 }
