@@ -433,9 +433,8 @@ paged_decode(
 }
 
 /// Merges the splits of one (sequence, query head). Threads (head_dim / 4,
-/// Rows):
-/// a thread owns a column of 4 elements of every Rows-th split, InFlight of them
-/// loaded before the maximum is known. Its place comes from the threadgroup's
+/// Rows): a thread owns 4 elements, a column, of every Rows-th split; InFlight
+/// are loaded before the maximum is known. Its place comes from the threadgroup's
 /// shape: a division would be waited for before the first load. An empty split
 /// has lse -inf and no partial.
 template <typename Q, int Rows, int InFlight>
