@@ -434,9 +434,9 @@ paged_decode(
 
 /// Merges the splits of one (sequence, query head). Threads (head_dim / 4,
 /// Rows): a thread owns 4 elements, a column, of every Rows-th split; InFlight
-/// are loaded before the maximum is known. Its place comes from the threadgroup's
-/// shape: a division would be waited for before the first load. An empty split
-/// has lse -inf and no partial.
+/// are loaded before the maximum is known. Its place comes from the shape of
+/// the threadgroup: a division would be waited for before the first load. An
+/// empty split has lse -inf and no partial.
 template <typename Q, int Rows, int InFlight>
 [[kernel, max_total_threads_per_threadgroup(Rows * 64)]] void paged_combine(
     const device float* partial_out [[buffer(0)]],
