@@ -160,6 +160,13 @@ def test_generate():
             expect(document["cache"]["kv_dtype"] == kv_dtype, args, document)
             ran = {k: v for k, v in document["paths"].items() if v}
             expect(ran == {path_name: 5 * 30}, args, ran)
+        # Weights of 16 bits, in prefill and decoding.
+        for dtype in ("f16", "bf16"):
+            for kind in ("dense", "paged"):
+                args = ["--prompt", "The capital of France is"]
+                args += ["--dtype", dtype, "--cache", kind, "--max-tokens", "2"]
+                _, sample = text_of(*args)
+                expect(sample["token_ids"][0] == 7042, args, sample)
         cache = text_of(*prompt)[0]["cache"]
         expect(cache["blocks_used_peak"] == 6, cache)
         expect(cache["bytes"] == 6 * 32 * 3 * 64 * 2 * 2 * 30, cache)
@@ -196,9 +203,20 @@ def test_generate():
                 "--prompt-file", prompt_file, "--max-tokens", "1"
             )
             expect(document["prompt_tokens"] == tokens, content, document)
+        document, _ = text_of(
+            *["--prompt-file", "/dev/stdin", "--max-tokens", "1"], input=b"Hello"
+        )
+        expect(document["prompt_tokens"] == 1, document)
         with open(prompt_file, "wb"):
             pass
-        for bad in (prompt_file, folder, os.path.join(folder, "absent")):
+        locked = os.path.join(folder, "locked")
+        with open(locked, "wb") as file:
+            file.write(b"Hello")
+        os.chmod(locked, 0)
+        bad_files = [prompt_file, folder, os.path.join(folder, "absent")]
+        if os.geteuid() != 0:  # root reads it all the same
+            bad_files.append(locked)
+        for bad in bad_files:
             expect_refused(generate("--prompt-file", bad))
         expect_refused(generate("--prompt", ""), "empty")
 

@@ -5,12 +5,20 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#include <sys/resource.h>
+#include <unistd.h>
+#endif
+
 #include "quire/runtime.h"
+#include "tests/support/sanitizers.h"
 #include "tools/llama/dense_store.h"
 #include "tools/llama/generation.h"
 #include "tools/llama/paged_store.h"
@@ -26,11 +34,13 @@ using test::TestFile;
 const auto kNothing = [](auto&&...) {};
 
 struct TinyModel {
-  explicit TinyModel(const TestFile& content = test::tiny_model())
+  explicit TinyModel(
+      const TestFile& content = test::tiny_model(),
+      mx::Dtype dtype = mx::float32)
       : path(content.bytes()),
         file(path.path()),
         tokenizer(file),
-        model(file, mx::float32, kNothing) {}
+        model(file, dtype, kNothing) {}
 
   TemporaryFile path;
   GgufFile file;
@@ -102,6 +112,23 @@ double relative_rms(const mx::array& actual, const mx::array& expected) {
   }
   return std::sqrt(error / norm);
 }
+
+#if defined(__GLIBC__)
+// What the process holds, less what malloc keeps for the next allocation.
+double resident_bytes() {
+  malloc_trim(0);
+  std::int64_t total = 0;
+  std::int64_t resident = 0;
+  std::ifstream("/proc/self/statm") >> total >> resident;
+  return static_cast<double>(resident * sysconf(_SC_PAGESIZE));
+}
+
+double peak_resident_bytes() {
+  rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  return 1024.0 * static_cast<double>(usage.ru_maxrss);
+}
+#endif
 
 }  // namespace
 
@@ -202,6 +229,34 @@ TEST_CASE("runner: an f16 cache is as exact as dense attention over it") {
   }
 }
 
+TEST_CASE("runner: weights of 16 bits run over every cache") {
+  const auto tokens = some_tokens(60, 6);
+  const std::span all(tokens);
+  const auto logits = [&](const Model& model, KvStore& store) {
+    Runner runner(model, store, kNothing);
+    const int sequence = store.add_sequence();
+    runner.prefill(sequence, all.first(59), kNothing);
+    return *runner.decode({&sequence, 1}, all.last(1));
+  };
+  const auto expected = logits(tiny().model, *dense(mx::float32));
+  for (const mx::Dtype dtype : {mx::float16, mx::bfloat16}) {
+    const TinyModel half(test::tiny_model(), dtype);
+    for (const mx::Dtype kv_dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+      for (const auto& store :
+           {dense(kv_dtype),
+            paged(kv_dtype, NativeKernel::On, 16, 4),
+            paged(kv_dtype, NativeKernel::Off, 16, 4)}) {
+        CAPTURE(store->report().kind);
+        const auto actual = logits(half.model, *store);
+        CHECK(actual.dtype() == dtype);
+        const double error = relative_rms(actual, expected);
+        CHECK(error > 0);
+        CHECK(error < (dtype == mx::float16 ? 1e-2 : 3e-2));
+      }
+    }
+  }
+}
+
 TEST_CASE("runner: a prompt at once is as token by token") {
   const auto tokens = some_tokens(300, 9);
   const auto at_once = dense(mx::float32);
@@ -264,6 +319,45 @@ TEST_CASE("runner: an interruption keeps what was done") {
   CHECK(result.token_ids.size() == 7);
   CHECK(result.decode_seconds > 0);
 }
+
+#if defined(__GLIBC__)
+// The first sequence brings buffers to their size, BLAS's among them. What a
+// second one of the same length adds is the cache's, or lost.
+TEST_CASE(
+    "runner: memory does not grow with the tokens" *
+    doctest::skip(testing::kSanitized)) {
+  constexpr int kTokens = 500;
+  constexpr double kCacheBytesPerToken =
+      4 * 2 * test::kTinyLayers * test::kTinyKvHeads * test::kTinyHeadDim;
+  for (const auto& store :
+       {dense(mx::float32),
+        paged(mx::float32, NativeKernel::Off, 32, 2 * kTokens / 32 + 2),
+        paged(mx::float32, NativeKernel::On, 32, 2 * kTokens / 32 + 2)}) {
+    CAPTURE(store->report().kind);
+    double bytes = 0;
+    double growth = 0;
+    for (int i = 0; i < 2; ++i) {
+      run(*store, some_tokens(1, 4), kTokens);
+      growth = resident_bytes() - bytes;
+      bytes += growth;
+    }
+    CHECK(growth / kTokens < kCacheBytesPerToken + 500);
+  }
+}
+
+TEST_CASE(
+    "runner: the peak of memory does not grow with the prompts" *
+    doctest::skip(testing::kSanitized)) {
+  double after_second = 0;
+  for (int i = 1; i <= 8; ++i) {
+    run(*paged(mx::float32, NativeKernel::On, 32, 20), some_tokens(600, 3), 8);
+    if (i == 2) {
+      after_second = peak_resident_bytes();
+    }
+  }
+  CHECK(peak_resident_bytes() < after_second + 4e6);
+}
+#endif
 
 TEST_CASE("prefill attention agrees with MLX's causal attention") {
   for (const auto& [num_tokens, seq_len] :
