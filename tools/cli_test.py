@@ -106,7 +106,7 @@ def test_usage():
         ("QUIRE_NUM_SPLITS", "-1"),
         ("QUIRE_LOG", "loud"),
     ):
-        for args in (["info"], prompt):
+        for args in (["info"], ["validate"], ["bench"], prompt):
             expect_refused(run(*args, env={name: value}), name, value)
 
 
@@ -242,6 +242,11 @@ def test_generate():
         huge = generate("--prompt", "x", "--cache-memory", "8000GiB")
         expect_refused(huge, "memory")
 
+        # Characters of several tokens, as they come: the stream is the text.
+        korean = " ".join(["한글"] * 5)
+        document, sample = text_of("--prompt", korean, "--max-tokens", "12")
+        expect(sample["text"] == " 한글" * 2, sample)
+
         # A locale with a decimal comma changes nothing.
         german = {"LC_ALL": "de_DE.UTF-8"}
         text_of("--prompt", "Hello", "--max-tokens", "2", env=german)
@@ -303,6 +308,23 @@ def test_validate():
     expect(json.loads(report)["partial"] is True, report)
 
 
+def expect_damage_named(path, part, *what):
+    begin = time.monotonic()
+    child = subprocess.Popen(
+        [QUIRE, "generate", "--model", path, "--prompt", "x"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    message = child.stderr.read().decode()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    took = time.monotonic() - begin
+    expect(child.returncode == 2, *what, message)
+    expect(part in message and path in message, *what, message)
+    expect(took < PROMPTLY, *what, took)
+    expect(usage.ru_maxrss < 200_000, *what, usage.ru_maxrss)
+
+
 def test_damage():
     """Broken model files: refused with the tensor or key, fast, in 200 MB."""
     need_model()
@@ -319,6 +341,7 @@ def test_damage():
             (dim, u64, 2**42 + 1, "token_embd.weight"),
             (dim, u64, 0x1C71C71C71C71C72, "token_embd.weight"),
             (dim, u64, 0, "token_embd.weight"),
+            (dim, u64, 49088, "tokenizer.ggml.tokens"),  # rows of 49,152 tokens
             (1769536, u64, 0, "token_embd.weight"),
             (688, u32, 0, "head_count_kv"),
             (688, u32, 2, "head_count_kv"),
@@ -338,23 +361,22 @@ def test_damage():
                 before = file.read(struct.calcsize(kind))
                 file.seek(at)
                 file.write(struct.pack(kind, value))
-            begin = time.monotonic()
-            child = subprocess.Popen(
-                [QUIRE, "generate", "--model", copy, "--prompt", "x"],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-            message = child.stderr.read().decode()
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-            took = time.monotonic() - begin
-            expect(child.returncode == 2, at, value, message)
-            expect(part in message and copy in message, at, value, message)
-            expect(took < PROMPTLY, at, value, took)
-            expect(usage.ru_maxrss < 200_000, at, value, usage.ru_maxrss)
+            expect_damage_named(copy, part, at, value)
             with open(copy, "r+b") as file:
                 file.seek(at)
                 file.write(before)
+        # Counts and lengths that nothing stands behind.
+        small = os.path.join(folder, "small.gguf")
+        key = struct.pack("<Q", 1) + b"k"
+        for num_keys, rest, part in (
+            (1, struct.pack("<Q", 2**48), "A key"),
+            (2**63, b"", "key count"),
+            (1, key + struct.pack("<IIQ", 9, 0, 2**60), "values"),
+            (1, key + struct.pack("<IIQ", 9, 9, 1) * 1000, "array of arrays"),
+        ):
+            with open(small, "wb") as file:
+                file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, num_keys) + rest)
+            expect_damage_named(small, part, num_keys)
         # Another token that ends a text; a beginning that is marked once.
         for at, value, args, tokens in (
             (973, b"\1", ["--prompt", "Hello"], 2),
