@@ -108,8 +108,10 @@ void check_shapes(
     const std::string reason =
         has_path(options, "fused") ? device.why_not_fused(shape) : "";
     require(reason.empty(), "--paths", "\"fused\" is not offered: ", reason);
-    const std::int64_t needed =
-        bench::peak_bytes(shape, bench::rotation_bytes(device));
+    const std::int64_t needed = bench::peak_bytes(
+        shape,
+        bench::rotation_bytes(device),
+        has_path(options, "fused") ? device.num_pools() : 1);
     require(
         needed <= available,
         "bench",
@@ -197,6 +199,11 @@ int run(const Options& options, const Session& session) {
 
 RunCommand configure_bench(CLI::App& app) {
   const auto options = std::make_shared<Options>();
+  app.footer(
+      "Allocated (allocated_bytes_per_step in the JSON): what MLX's allocator "
+      "held at a step's peak beyond the step's inputs. On CUDA the fused path "
+      "takes its result, and once a workspace, past that allocator: neither is "
+      "counted.\n\n");
   add_device_option(app, options->device);
   const auto add_list = [&](const char* flag, auto& list, const char* text) {
     return app.add_option(flag, list, text)

@@ -49,7 +49,7 @@ int run(int argc, char** argv) {
         ->type_name("FILE");
     sub->set_version_flag(
         "--version", version_text, "Print the version and exit");
-    sub->footer(kFooter);
+    sub->footer(sub->get_footer() + kFooter);
   }
 
   try {

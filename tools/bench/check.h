@@ -35,7 +35,7 @@ testing::Expected expect_set(
 struct Check {
   double max_abs_error = 0;
   std::string ran;
-  std::int64_t allocated_bytes = 0;  // MLX's, at the step's peak
+  std::int64_t allocated_bytes = 0;  // MLX's alone, at the step's peak
   std::string refusal;  // why the path is not to be timed; empty: it is
 };
 

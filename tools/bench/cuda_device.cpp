@@ -131,8 +131,9 @@ struct KernelRun {
 
 /** Memory that is only read. */
 struct ReadMemory {
-  explicit ReadMemory(std::int64_t size_bytes)
-      : half_bytes(size_bytes / 2 / 16 * 16),
+  ReadMemory(std::int64_t size, std::int64_t smallest_half)
+      : size_bytes(size),
+        half_bytes(std::max(size / 2 / 16 * 16, smallest_half)),
         a(static_cast<std::size_t>(half_bytes)),
         b(static_cast<std::size_t>(half_bytes)),
         sink(16) {
@@ -140,6 +141,7 @@ struct ReadMemory {
     b.fill(2);
   }
 
+  std::int64_t size_bytes;  // as asked for
   std::int64_t half_bytes;
   Bytes a, b, sink;
 };
@@ -165,6 +167,9 @@ class CudaDevice final : public Device {
     std::size_t total_bytes = 0;
     QUIRE_CHECK_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
     return static_cast<std::int64_t>(free_bytes);
+  }
+  int num_pools() const override {
+    return 2;  // KernelRun copies it
   }
   std::string why_not_fused(const Shape& shape) const override {
     return cuda::choose_decode_launch(
@@ -198,10 +203,13 @@ class CudaDevice final : public Device {
       override {
     const std::int64_t half =
         std::max<std::int64_t>(16, num_bytes / 2 / 16 * 16);
-    const auto memory =
-        std::make_shared<ReadMemory>(std::max(size_bytes, 2 * half));
+    if (memory_ == nullptr || memory_->half_bytes < half ||
+        memory_->size_bytes != size_bytes) {
+      memory_.reset();  // before the next one takes as much
+      memory_ = std::make_shared<ReadMemory>(size_bytes, half);
+    }
     const auto places = static_cast<int>(
-        std::clamp<std::int64_t>(memory->half_bytes / half, 1, kMostLaunches));
+        std::clamp<std::int64_t>(memory_->half_bytes / half, 1, kMostLaunches));
     const int num_launches = replay_launches(num_bytes, places);
     std::vector<Read> reads;
     for (int kernel = 0; kernel < num_read_kernels(); ++kernel) {
@@ -210,14 +218,15 @@ class CudaDevice final : public Device {
             const std::int64_t at = i % places * half;
             launch_read(
                 kernel,
-                memory->a.data() + at,
-                memory->b.data() + at,
+                memory_->a.data() + at,
+                memory_->b.data() + at,
                 half,
-                memory->sink.data(),
+                memory_->sink.data(),
                 stream);
           });
       reads.push_back(
-          {.run = [replay, memory] { replay->run(); }, .steps = num_launches});
+          {.run = [replay, memory = memory_] { replay->run(); },
+           .steps = num_launches});
     }
     return reads;
   }
@@ -230,6 +239,7 @@ class CudaDevice final : public Device {
 
  private:
   cudaDeviceProp properties_ = {};
+  std::shared_ptr<ReadMemory> memory_;
 };
 
 }  // namespace

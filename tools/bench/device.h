@@ -30,6 +30,10 @@ class Device {
   virtual std::int64_t cache_bytes() const = 0;
   /** Bytes that this process can still take of the device's memory. */
   virtual std::int64_t available_bytes() const = 0;
+  /** How often the pool stands in memory once there is a kernel path. */
+  virtual int num_pools() const {
+    return 1;
+  }
   /** Why there is no fused kernel for `shape`; empty if there is. */
   virtual std::string why_not_fused(const Shape& shape) const = 0;
 

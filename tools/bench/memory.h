@@ -14,7 +14,9 @@ std::int64_t last_level_cache_bytes();
  * less where a control group allows less. */
 std::int64_t available_memory_bytes();
 
-/** What a cell may take at its peak, gather's copies included, roughly. */
-std::int64_t peak_bytes(const Shape& shape, std::int64_t rotation_bytes);
+/** What a cell may take at its peak, gather's copies included, roughly;
+ * `num_pools` as Device has it. */
+std::int64_t
+peak_bytes(const Shape& shape, std::int64_t rotation_bytes, int num_pools);
 
 }  // namespace quire::bench
