@@ -76,7 +76,6 @@ void add_product(Table& table) {
                .kv_dtype = kv_dtype,
                .head_dim = head_dim,
                .num_q_heads = 2 * group_size,
-               .num_kv_heads = 2,
                .block_size = block_size,
                .seq_lens = border_lengths(block_size),
                .num_splits = num_splits});
@@ -91,9 +90,6 @@ void add_block_sizes_and_splits(Table& table) {
     for (const int num_splits : kSplits) {
       table.add(
           {.kv_dtype = DType::Float16,
-           .head_dim = 128,
-           .num_q_heads = 8,
-           .num_kv_heads = 2,
            .block_size = block_size,
            .seq_lens = border_lengths(block_size),
            .num_splits = num_splits});
@@ -128,7 +124,6 @@ void add_geometries(Table& table) {
          .head_dim = 64,
          .num_q_heads = heads.q,
          .num_kv_heads = heads.kv,
-         .block_size = 16,
          .seq_lens = {17, 0, 150}});
   }
 }
@@ -139,10 +134,6 @@ void add_batches(Table& table) {
       table.add(
           {.q_dtype = kv_dtype,
            .kv_dtype = kv_dtype,
-           .head_dim = 128,
-           .num_q_heads = 8,
-           .num_kv_heads = 2,
-           .block_size = 16,
            .seq_lens = ragged(num_seqs, 333)});
     }
   }
@@ -153,8 +144,6 @@ void add_batches(Table& table) {
         {.kv_dtype = DType::Float16,
          .head_dim = 64,
          .num_q_heads = 4,
-         .num_kv_heads = 2,
-         .block_size = 16,
          .seq_lens = seq_lens});
   }
 }
@@ -167,9 +156,6 @@ void add_logits(Table& table) {
           table.add(
               {.q_dtype = q_dtype,
                .kv_dtype = kv_dtype,
-               .head_dim = 128,
-               .num_q_heads = 8,
-               .num_kv_heads = 2,
                .block_size = 32,
                .seq_lens = {300, 1, 33},
                .num_splits = num_splits,
@@ -185,10 +171,6 @@ void add_shared_blocks(Table& table) {
     table.add(
         {.q_dtype = kv_dtype,
          .kv_dtype = kv_dtype,
-         .head_dim = 128,
-         .num_q_heads = 8,
-         .num_kv_heads = 2,
-         .block_size = 16,
          .seq_lens = {100, 100, 33, 16, 0, 200},
          .share_blocks = true});
   }
@@ -198,9 +180,6 @@ void add_long(Table& table) {
   for (const int context : {4096, 16384, 16383, 16385}) {
     table.add(
         {.kv_dtype = DType::Float16,
-         .head_dim = 128,
-         .num_q_heads = 8,
-         .num_kv_heads = 2,
          .block_size = 32,
          .seq_lens = {context},
          .cost = Cost::Long});
@@ -211,8 +190,6 @@ void add_long(Table& table) {
          .kv_dtype = kv_dtype,
          .head_dim = 64,
          .num_q_heads = 6,
-         .num_kv_heads = 2,
-         .block_size = 16,
          .seq_lens = {4096, 8201, 100, 16384},
          .num_splits = 5,
          .cost = Cost::Long});
@@ -233,7 +210,6 @@ void add_sparse(Table& table) {
     table.add(
         {.q_dtype = DType::Float16,
          .kv_dtype = DType::Float16,
-         .head_dim = 128,
          .num_q_heads = 16,
          .num_kv_heads = 8,
          .block_size = 32,
@@ -292,7 +268,6 @@ std::vector<DecodeCase> validation_cases(bool long_context) {
         table.add(
             {.q_dtype = dtype,
              .kv_dtype = dtype,
-             .head_dim = 128,
              .num_q_heads = 32,
              .num_kv_heads = 8,
              .block_size = 32,

@@ -25,15 +25,15 @@ enum class Cost : std::uint8_t {
   Sparse,  // a pool of more than 2^31 elements, touched only where it is used
 };
 
-/** One decode step: everything but the data. */
+/** One decode step, all but the data; what a case does not say is usual. */
 struct DecodeCase {
   std::string name = {};
   DType q_dtype = DType::Float32;
   DType kv_dtype = DType::Float32;
-  int head_dim = 0;
-  int num_q_heads = 0;
-  int num_kv_heads = 0;
-  int block_size = 0;
+  int head_dim = 128;
+  int num_q_heads = 8;
+  int num_kv_heads = 2;
+  int block_size = 16;
   std::vector<int> seq_lens = {};  // tokens; 0 is an empty or inactive sequence
   int num_splits = 0;              // 0: the kernel chooses
   Logits logits = Logits::Normal;
