@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 #include <random>
 #include <sstream>
 
-#include "kernels/float_bits.h"
 #include "kernels/reference/paged_decode_reference.h"
+#include "support/element.h"
 
 namespace quire::test {
 
@@ -118,15 +117,8 @@ std::vector<std::byte> to_elements(
     DType dtype) {
   std::vector<std::byte> out(values.size() * dtype_bytes(dtype));
   for (std::size_t i = 0; i < values.size(); ++i) {
-    std::byte* element = out.data() + i * dtype_bytes(dtype);
-    if (dtype == DType::Float32) {
-      std::memcpy(element, &values[i], sizeof(float));
-      continue;
-    }
-    const std::uint16_t bits = dtype == DType::Float16
-                                   ? f16_from_f32(values[i])
-                                   : bf16_from_f32(values[i]);
-    std::memcpy(element, &bits, sizeof(bits));
+    testing::store_element(
+        out.data(), static_cast<std::int64_t>(i), dtype, values[i]);
   }
   return out;
 }
@@ -135,15 +127,8 @@ std::vector<float>
 from_elements(const void* data, std::size_t size, DType dtype) {
   std::vector<float> out(size);
   for (std::size_t i = 0; i < size; ++i) {
-    const std::byte* element =
-        static_cast<const std::byte*>(data) + i * dtype_bytes(dtype);
-    if (dtype == DType::Float32) {
-      std::memcpy(&out[i], element, sizeof(float));
-      continue;
-    }
-    std::uint16_t bits;
-    std::memcpy(&bits, element, sizeof(bits));
-    out[i] = dtype == DType::Float16 ? f32_from_f16(bits) : f32_from_bf16(bits);
+    out[i] = static_cast<float>(
+        testing::load_element(data, static_cast<std::int64_t>(i), dtype));
   }
   return out;
 }
