@@ -1,5 +1,8 @@
 // The validation must pass what is right and refuse every kind of lie.
+#include <functional>
+#include <memory>
 #include <stdexcept>
+#include <utility>
 
 #include <doctest/doctest.h>
 #include <mlx/mlx.h>
@@ -35,15 +38,28 @@ bool mentions(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
-// The op, with its result or its arguments changed on the way.
+// The op, with its arguments and its result changed on the way.
+struct Lies {
+  std::function<void(CacheStep&)> append_step = [](CacheStep&) {};
+  std::function<void(CacheStep&)> attend_step = [](CacheStep&) {};
+  std::function<float(float)> scale = [](float x) { return x; };
+  std::function<mx::array(const mx::array&)> result = [](const mx::array& out) {
+    return out;
+  };
+};
+
 class Liar : public FusedPath {
  public:
+  explicit Liar(Lies lies = {}) : lies_(std::move(lies)) {}
+
   void append(
       KvCache& cache,
       const CacheStep& step,
       const mx::array& k,
       const mx::array& v) override {
-    honest_->append(cache, step, k, v);
+    CacheStep told = step;
+    lies_.append_step(told);
+    honest_->append(cache, told, k, v);
   }
   mx::array attend(
       const KvCache& cache,
@@ -51,12 +67,21 @@ class Liar : public FusedPath {
       const mx::array& q,
       float scale,
       int num_splits) override {
-    return honest_->attend(cache, step, q, scale, num_splits);
+    CacheStep told = step;
+    lies_.attend_step(told);
+    return lies_.result(
+        honest_->attend(cache, told, q, lies_.scale(scale), num_splits));
   }
 
- protected:
+ private:
+  Lies lies_;
   std::unique_ptr<FusedPath> honest_ = make_op_path();
 };
+
+bool is_found_out(Lies lies) {
+  Liar path(std::move(lies));
+  return !validate(path).passed;
+}
 
 }  // namespace
 
@@ -105,94 +130,37 @@ TEST_CASE("gather in place of the fused path is found out") {
 }
 
 TEST_CASE("an output of zeros is found out") {
-  class Zeros final : public Liar {
-    mx::array attend(
-        const KvCache& cache,
-        const CacheStep& step,
-        const mx::array& q,
-        float scale,
-        int num_splits) override {
-      return mx::zeros_like(honest_->attend(cache, step, q, scale, num_splits));
-    }
-  } path;
-  CHECK(!validate(path).passed);
+  CHECK(is_found_out(
+      {.result = [](const mx::array& out) { return mx::zeros_like(out); }}));
 }
 
 TEST_CASE("an output that is half a percent off is found out") {
-  class Scaled final : public Liar {
-    mx::array attend(
-        const KvCache& cache,
-        const CacheStep& step,
-        const mx::array& q,
-        float scale,
-        int num_splits) override {
-      return mx::multiply(
-          honest_->attend(cache, step, q, scale, num_splits),
-          mx::array(1.006f));
-    }
-  } path;
-  CHECK(!validate(path).passed);
+  CHECK(is_found_out({.result = [](const mx::array& out) {
+    return mx::multiply(out, mx::array(1.006f));
+  }}));
 }
 
 TEST_CASE("a scale applied twice is found out") {
-  class Twice final : public Liar {
-    mx::array attend(
-        const KvCache& cache,
-        const CacheStep& step,
-        const mx::array& q,
-        float scale,
-        int num_splits) override {
-      return honest_->attend(cache, step, q, scale * scale, num_splits);
-    }
-  } path;
-  CHECK(!validate(path).passed);
+  CHECK(is_found_out({.scale = [](float x) { return x * x; }}));
 }
 
 TEST_CASE("the last step's lengths are found out") {
-  class Stale final : public Liar {
-    mx::array attend(
-        const KvCache& cache,
-        const CacheStep& step,
-        const mx::array& q,
-        float scale,
-        int num_splits) override {
-      CacheStep stale = step;
-      stale.seq_lens =
-          mx::maximum(mx::subtract(step.seq_lens, mx::array(1)), mx::array(0));
-      return honest_->attend(cache, stale, q, scale, num_splits);
-    }
-  } path;
-  CHECK(!validate(path).passed);
+  CHECK(is_found_out({.attend_step = [](CacheStep& step) {
+    step.seq_lens =
+        mx::maximum(mx::subtract(step.seq_lens, mx::array(1)), mx::array(0));
+  }}));
 }
 
 TEST_CASE("tokens that are not written are found out") {
-  class Forgetful final : public Liar {
-    void append(
-        KvCache& cache,
-        const CacheStep& step,
-        const mx::array& k,
-        const mx::array& v) override {
-      CacheStep nowhere = step;
-      nowhere.slot_mapping = mx::full_like(step.slot_mapping, mx::array(-1));
-      Liar::append(cache, nowhere, k, v);
-    }
-  } path;
-  CHECK(!validate(path).passed);
+  CHECK(is_found_out({.append_step = [](CacheStep& step) {
+    step.slot_mapping = mx::full_like(step.slot_mapping, mx::array(-1));
+  }}));
 }
 
 TEST_CASE("block copies that are not carried out are found out") {
-  class NoCopies final : public Liar {
-    void append(
-        KvCache& cache,
-        const CacheStep& step,
-        const mx::array& k,
-        const mx::array& v) override {
-      CacheStep without = step;
-      without.block_copies = mx::zeros({0, 2}, mx::int32);
-      Liar::append(cache, without, k, v);
-    }
-  } path;
-  CHECK(!validate(path).passed);
+  CHECK(is_found_out({.append_step = [](CacheStep& step) {
+    step.block_copies = mx::zeros({0, 2}, mx::int32);
+  }}));
 }
 
 TEST_CASE("a path that throws fails with its message") {
