@@ -11,6 +11,7 @@
 #include <cstring>
 #include <limits>
 #include <system_error>
+#include <utility>
 
 #include "common/error.h"
 
@@ -408,69 +409,44 @@ std::optional<std::int64_t> GgufFile::find_integer(
   if (!has(key)) {
     return std::nullopt;
   }
+  const auto in_range = [&](auto number) {
+    require(
+        std::cmp_greater_equal(number, min) && std::cmp_less_equal(number, max),
+        path_,
+        "Key \"",
+        key,
+        "\" must be from ",
+        min,
+        " to ",
+        max,
+        "; got ",
+        +number,  // 8 bits are a number here, no character
+        ".");
+    return static_cast<std::int64_t>(number);
+  };
   const GgufValue& v = value(key);
   const std::byte* bytes = v.bytes.data();
-  std::int64_t result = -1;
-  bool is_integer = !v.is_array;
-  if (is_integer) {
-    switch (v.type) {
-      case GgufValueType::U8:
-        result = load<std::uint8_t>(bytes);
-        break;
-      case GgufValueType::I8:
-        // NOLINTNEXTLINE(bugprone-signed-char-misuse): a number, no character
-        result = load<std::int8_t>(bytes);
-        break;
-      case GgufValueType::U16:
-        result = load<std::uint16_t>(bytes);
-        break;
-      case GgufValueType::I16:
-        result = load<std::int16_t>(bytes);
-        break;
-      case GgufValueType::U32:
-        result = load<std::uint32_t>(bytes);
-        break;
-      case GgufValueType::I32:
-        result = load<std::int32_t>(bytes);
-        break;
-      case GgufValueType::U64: {
-        const auto wide = load<std::uint64_t>(bytes);
-        require(
-            wide <= static_cast<std::uint64_t>(max),
-            path_,
-            "Key \"",
-            key,
-            "\" must be from ",
-            min,
-            " to ",
-            max,
-            "; got ",
-            wide,
-            ".");
-        result = static_cast<std::int64_t>(wide);
-        break;
-      }
-      case GgufValueType::I64:
-        result = load<std::int64_t>(bytes);
-        break;
-      default:
-        is_integer = false;
-    }
+  switch (v.is_array ? GgufValueType::Array : v.type) {
+    case GgufValueType::U8:
+      return in_range(load<std::uint8_t>(bytes));
+    case GgufValueType::I8:
+      return in_range(load<std::int8_t>(bytes));
+    case GgufValueType::U16:
+      return in_range(load<std::uint16_t>(bytes));
+    case GgufValueType::I16:
+      return in_range(load<std::int16_t>(bytes));
+    case GgufValueType::U32:
+      return in_range(load<std::uint32_t>(bytes));
+    case GgufValueType::I32:
+      return in_range(load<std::int32_t>(bytes));
+    case GgufValueType::U64:
+      return in_range(load<std::uint64_t>(bytes));
+    case GgufValueType::I64:
+      return in_range(load<std::int64_t>(bytes));
+    default:
+      require(false, path_, "Key \"", key, "\" must be a whole number.");
+      return std::nullopt;
   }
-  require(is_integer, path_, "Key \"", key, "\" must be a whole number.");
-  require(
-      result >= min && result <= max,
-      path_,
-      "Key \"",
-      key,
-      "\" must be from ",
-      min,
-      " to ",
-      max,
-      "; got ",
-      result,
-      ".");
-  return result;
 }
 
 std::int64_t GgufFile::integer(

@@ -84,6 +84,35 @@ TEST_CASE("gguf: values and tensors are read as written") {
   }
 }
 
+TEST_CASE("gguf: whole numbers of every width") {
+  const auto read = [](std::uint32_t type, auto number, std::int64_t min) {
+    TestFile content = small_file();
+    content.set("n", {type, Bytes().put(number).text()});
+    const TemporaryFile path(content.bytes());
+    return GgufFile(path.path()).integer("n", min, 255);
+  };
+  CHECK(read(0, std::uint8_t{255}, 0) == 255);
+  CHECK(read(1, std::int8_t{-128}, -128) == -128);
+  CHECK(read(2, std::uint16_t{200}, 0) == 200);
+  CHECK(read(3, std::int16_t{-2}, -2) == -2);
+  CHECK(read(4, std::uint32_t{7}, 0) == 7);
+  CHECK(read(5, std::int32_t{-7}, -9) == -7);
+  CHECK(read(10, std::uint64_t{255}, 0) == 255);
+  CHECK(read(11, std::int64_t{-255}, -255) == -255);
+  CHECK_THROWS_WITH_AS(
+      read(1, std::int8_t{-3}, -2),
+      doctest::Contains("\"n\" must be from -2 to 255; got -3."),
+      std::invalid_argument);
+  CHECK_THROWS_WITH_AS(
+      read(10, std::numeric_limits<std::uint64_t>::max(), -1),
+      doctest::Contains("got 18446744073709551615."),
+      std::invalid_argument);
+  CHECK_THROWS_WITH_AS(
+      read(6, 3.0f, 0),
+      doctest::Contains("\"n\" must be a whole number"),
+      std::invalid_argument);
+}
+
 TEST_CASE("gguf: wrong keys are named with their value") {
   const TemporaryFile path(small_file().bytes());
   const GgufFile file(path.path());
