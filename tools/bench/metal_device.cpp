@@ -24,17 +24,6 @@ int steps_of_run(std::int64_t num_bytes) {
       kRunBytes / std::max<std::int64_t>(1, num_bytes), 1, kMostSteps));
 }
 
-mx::array fused(const CacheData& data, int set, const mx::array& q) {
-  return paged_attention(
-      q,
-      data.k_cache(),
-      data.v_cache(),
-      data.block_table(set),
-      data.seq_lens(),
-      data.scale(),
-      {.use_native_paged_kernel = NativeKernel::On});
-}
-
 class MetalDevice final : public Device {
  public:
   explicit MetalDevice(std::string fused_path)
@@ -89,9 +78,9 @@ class MetalDevice final : public Device {
       // the last is set 0 of the data.
       mx::array q = data.q();
       for (int i = steps - 1; i > 0; --i) {
-        q = fused(data, i % data.num_sets(), q);
+        q = paged_step(data, i % data.num_sets(), q, NativeKernel::On);
       }
-      *out = fused(data, 0, data.q());
+      *out = paged_step(data, 0, data.q(), NativeKernel::On);
       mx::eval(q, *out);
     };
     path.output = [out] {

@@ -4,8 +4,6 @@
 #include <limits>
 #include <utility>
 
-#include "quire/ops.h"
-
 namespace quire::bench {
 namespace {
 
@@ -44,14 +42,7 @@ Path make_paged_path(const CacheData& data, NativeKernel native) {
   path.uncounted = "nothing";
   path.num_sets = data.num_sets();
   set_step(path, [&data, native](int set) {
-    return paged_attention(
-        data.q(),
-        data.k_cache(),
-        data.v_cache(),
-        data.block_table(set),
-        data.seq_lens(),
-        data.scale(),
-        {.use_native_paged_kernel = native});
+    return paged_step(data, set, data.q(), native);
   });
   return path;
 }
@@ -101,6 +92,21 @@ Path make_kernel_path(const CacheData& data, Kernel kernel) {
   };
   path.output = [out] { return out.data<void>(); };
   return path;
+}
+
+mx::array paged_step(
+    const CacheData& data,
+    int set,
+    const mx::array& q,
+    NativeKernel native) {
+  return paged_attention(
+      q,
+      data.k_cache(),
+      data.v_cache(),
+      data.block_table(set),
+      data.seq_lens(),
+      data.scale(),
+      {.use_native_paged_kernel = native});
 }
 
 Path make_fused_path(const CacheData& data, const std::string& must_run) {

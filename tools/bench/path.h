@@ -5,7 +5,10 @@
 #include <memory>
 #include <string>
 
+#include <mlx/mlx.h>
+
 #include "kernels/decode_params.h"
+#include "quire/ops.h"
 #include "support/compare.h"
 #include "tools/bench/cache_data.h"
 
@@ -35,6 +38,13 @@ using Kernel = std::function<void(const DecodeArgs&)>;
 
 /** `kernel` alone, on the pool; its output holds NaN until it writes it. */
 Path make_kernel_path(const CacheData& data, Kernel kernel);
+
+/** paged_attention of `q` over one set of the data, not yet evaluated. */
+mlx::core::array paged_step(
+    const CacheData& data,
+    int set,
+    const mlx::core::array& q,
+    NativeKernel native);
 
 /** paged_attention with the fused kernel demanded, op by op; `must_run` is
  * what the counters call it on the default device. */
