@@ -27,20 +27,12 @@
 namespace {
 
 using namespace quire;
+using bench::Cell;
+using bench::kBlockSize;
 using bench::kRegionBytes;
 using bench::median;
 using bench::put;
 using bench::Region;
-
-struct Cell {
-  DType q_dtype;
-  DType kv_dtype;
-  int num_seqs;
-  int context;
-  int num_q_heads;
-  int num_kv_heads;
-  int head_dim;
-};
 
 constexpr DType kF32 = DType::Float32;
 constexpr DType kF16 = DType::Float16;
@@ -72,8 +64,6 @@ const std::vector<Cell> kLinearCells = {
     {kF16, kF16, 1, 131072, 32, 8, 128},
 };
 
-constexpr int kBlockSize = 32;
-
 /** As much of a cell as stays in the L2 caches: what the arithmetic takes. */
 Cell cached(Cell cell) {
   constexpr std::size_t kCachedBytes = std::size_t{1} << 20;
@@ -93,44 +83,25 @@ void run_cell(
     cpu::Isa isa,
     int repeats,
     bool rotate) {
-  const std::size_t row_bytes =
-      static_cast<std::size_t>(cell.num_kv_heads * cell.head_dim) *
-      dtype_bytes(cell.kv_dtype);
-  const int blocks_per_seq = (cell.context + kBlockSize - 1) / kBlockSize;
-  const int num_blocks = cell.num_seqs * blocks_per_seq;
-  const std::size_t cache_bytes =
-      static_cast<std::size_t>(num_blocks) * kBlockSize * row_bytes;
+  const std::size_t cache_bytes = cell.cache_bytes();
   const std::size_t num_sets = rotate ? kRegionBytes / (2 * cache_bytes) : 1;
   std::byte* data = region.fill(cell.kv_dtype);
 
   std::mt19937 rng(3);
   std::normal_distribution<float> normal;
-  const std::size_t q_size = static_cast<std::size_t>(
-      cell.num_seqs * cell.num_q_heads * cell.head_dim);
-  std::vector<std::byte> q(q_size * dtype_bytes(cell.q_dtype));
-  for (std::size_t i = 0; i < q_size; ++i) {
+  std::vector<std::byte> q(cell.q_size() * dtype_bytes(cell.q_dtype));
+  for (std::size_t i = 0; i < cell.q_size(); ++i) {
     put(q.data(), i, normal(rng), cell.q_dtype);
   }
   std::vector<std::byte> out(q.size());
-  std::vector<std::int32_t> table(static_cast<std::size_t>(num_blocks));
+  DecodeArgs args = cell.args();
+  std::vector<std::int32_t> table(
+      static_cast<std::size_t>(args.params.num_blocks));
   std::iota(table.begin(), table.end(), 0);
   std::shuffle(table.begin(), table.end(), rng);
   const std::vector<std::int32_t> seq_lens(
       static_cast<std::size_t>(cell.num_seqs), cell.context);
 
-  DecodeArgs args;
-  args.params = {
-      .num_seqs = cell.num_seqs,
-      .num_q_heads = cell.num_q_heads,
-      .num_kv_heads = cell.num_kv_heads,
-      .head_dim = cell.head_dim,
-      .num_blocks = num_blocks,
-      .block_size = kBlockSize,
-      .max_blocks_per_seq = blocks_per_seq,
-      .num_splits = 0,
-      .scale = 1.0f / std::sqrt(static_cast<float>(cell.head_dim))};
-  args.q_dtype = cell.q_dtype;
-  args.kv_dtype = cell.kv_dtype;
   args.q = q.data();
   args.block_table = table.data();
   args.seq_lens = seq_lens.data();

@@ -32,30 +32,21 @@
 namespace {
 
 using namespace quire;
+using bench::Cell;
 using bench::kRegionBytes;
 using bench::median;
 
-struct Cell {
-  DType kv_dtype;
-  int num_seqs;
-  int context;
-  int num_q_heads;
-  int num_kv_heads;
-  int head_dim;
-};
-
+constexpr DType kF32 = DType::Float32;
 constexpr Cell kCells[] = {
-    {DType::Float16, 1, 16384, 32, 8, 128},
-    {DType::Float16, 4, 4096, 32, 8, 128},
-    {DType::Float16, 16, 1024, 32, 8, 128},
-    {DType::BFloat16, 1, 16384, 32, 8, 128},
-    {DType::BFloat16, 4, 4096, 32, 8, 128},
-    {DType::Float32, 1, 16384, 32, 8, 128},
-    {DType::Float16, 1, 4096, 32, 32, 128},
-    {DType::Float16, 1, 1024, 32, 8, 128},
+    {kF32, DType::Float16, 1, 16384, 32, 8, 128},
+    {kF32, DType::Float16, 4, 4096, 32, 8, 128},
+    {kF32, DType::Float16, 16, 1024, 32, 8, 128},
+    {kF32, DType::BFloat16, 1, 16384, 32, 8, 128},
+    {kF32, DType::BFloat16, 4, 4096, 32, 8, 128},
+    {kF32, DType::Float32, 1, 16384, 32, 8, 128},
+    {kF32, DType::Float16, 1, 4096, 32, 32, 128},
+    {kF32, DType::Float16, 1, 1024, 32, 8, 128},
 };
-
-constexpr int kBlockSize = 32;
 
 ggml_type ggml_dtype(DType dtype) {
   return dtype == DType::Float32   ? GGML_TYPE_F32
@@ -73,8 +64,7 @@ class GgmlAttention {
                  .mem_buffer = nullptr,
                  .no_alloc = true}),
             ggml_free),
-        out_(
-            static_cast<std::size_t>(c.num_seqs * c.num_q_heads * c.head_dim)) {
+        out_(c.q_size()) {
     ggml_context* ctx = context_.get();
     ggml_tensor* queries = ggml_new_tensor_4d(
         ctx, GGML_TYPE_F32, c.head_dim, 1, c.num_q_heads, c.num_seqs);
@@ -168,41 +158,23 @@ double rms_error(
 
 void run_cell(const Cell& c, const std::byte* data, int repeats) {
   cpu::DecodeEngine& engine = cpu::default_engine();
-  const int blocks_per_seq = c.context / kBlockSize;
-  const std::size_t cache_bytes =
-      static_cast<std::size_t>(c.num_seqs * c.context) *
-      static_cast<std::size_t>(c.num_kv_heads * c.head_dim) *
-      dtype_bytes(c.kv_dtype);
+  const std::size_t cache_bytes = c.cache_bytes();
   const std::size_t num_sets = kRegionBytes / (2 * cache_bytes);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
 
   std::mt19937 rng(5);
   std::normal_distribution<float> normal;
-  std::vector<float> q(
-      static_cast<std::size_t>(c.num_seqs * c.num_q_heads * c.head_dim));
+  std::vector<float> q(c.q_size());
   std::generate(q.begin(), q.end(), [&] { return normal(rng); });
   std::vector<float> out(q.size());
-  const auto table = permuted_table(c.num_seqs, blocks_per_seq);
+  const auto table = permuted_table(c.num_seqs, c.blocks_per_seq());
   const std::vector<std::int32_t> seq_lens(
       static_cast<std::size_t>(c.num_seqs), c.context);
-  DecodeArgs args;
-  args.params = {
-      .num_seqs = c.num_seqs,
-      .num_q_heads = c.num_q_heads,
-      .num_kv_heads = c.num_kv_heads,
-      .head_dim = c.head_dim,
-      .num_blocks = c.num_seqs * blocks_per_seq,
-      .block_size = kBlockSize,
-      .max_blocks_per_seq = blocks_per_seq,
-      .num_splits = 0,
-      .scale = scale};
-  args.q_dtype = DType::Float32;
-  args.kv_dtype = c.kv_dtype;
+  DecodeArgs args = c.args();
   args.q = q.data();
   args.block_table = table.data();
   args.seq_lens = seq_lens.data();
   args.out = out.data();
-  GgmlAttention ggml(c, q.data(), scale, engine.num_threads());
+  GgmlAttention ggml(c, q.data(), args.params.scale, engine.num_threads());
 
   std::vector<double> ggml_times;
   std::vector<double> quire_times;

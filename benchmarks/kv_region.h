@@ -1,9 +1,11 @@
-// What the CPU benchmarks read: K and V far larger than any cache.
+// What the CPU benchmarks time: a decode step over K and V far larger than any
+// cache.
 #pragma once
 
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -12,13 +14,56 @@
 #include <random>
 #include <vector>
 
+#include "kernels/decode_params.h"
 #include "kernels/float_bits.h"
-#include "quire/types.h"
 
 namespace quire::bench {
 
 inline constexpr std::size_t kRegionBytes = std::size_t{1280} << 20;
 inline constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+inline constexpr int kBlockSize = 32;
+
+/** One decode step. */
+struct Cell {
+  DType q_dtype;
+  DType kv_dtype;
+  int num_seqs;
+  int context;
+  int num_q_heads;
+  int num_kv_heads;
+  int head_dim;
+
+  int blocks_per_seq() const {
+    return (context + kBlockSize - 1) / kBlockSize;
+  }
+  /** Bytes of K, and of V. */
+  std::size_t cache_bytes() const {
+    return static_cast<std::size_t>(num_seqs * blocks_per_seq() * kBlockSize) *
+           static_cast<std::size_t>(num_kv_heads * head_dim) *
+           dtype_bytes(kv_dtype);
+  }
+  std::size_t q_size() const {
+    return static_cast<std::size_t>(num_seqs * num_q_heads * head_dim);
+  }
+  /** All of the step's arguments but its arrays. */
+  DecodeArgs args() const {
+    DecodeArgs args;
+    args.params = {
+        .num_seqs = num_seqs,
+        .num_q_heads = num_q_heads,
+        .num_kv_heads = num_kv_heads,
+        .head_dim = head_dim,
+        .num_blocks = num_seqs * blocks_per_seq(),
+        .block_size = kBlockSize,
+        .max_blocks_per_seq = blocks_per_seq(),
+        .num_splits = 0,
+        .scale = 1.0f / std::sqrt(static_cast<float>(head_dim))};
+    args.q_dtype = q_dtype;
+    args.kv_dtype = kv_dtype;
+    return args;
+  }
+};
 
 inline void put(std::byte* data, std::size_t idx, float x, DType dtype) {
   if (dtype == DType::Float32) {
