@@ -7,7 +7,8 @@ the kernel is compiled does not count.
   coverage.py BUILD_DIR
 
 BUILD_DIR is a tree configured with QUIRE_METAL_HOST=ON in which the targets
-metal_host_planted_errors, _decode_traced and _cache_write_traced are built. On
+metal_host_planted_errors, _decode_traced and _cache_write_traced are built and
+no older than the sources: counts of code that is no more would be no counts. On
 demand: some minutes of one core.
 """
 import collections
@@ -32,11 +33,30 @@ def run(*command, **options):
     return subprocess.run(list(map(str, command)), check=True, **options)
 
 
+def require_built(tree):
+    targets = ("metal_host_planted_errors", "metal_host_decode_traced",
+               "metal_host_cache_write_traced")  # fmt: skip
+    todo = run("ninja", "-n", "-C", tree, *targets,
+               capture_output=True, text=True).stdout  # fmt: skip
+    if "no work to do" not in todo:
+        sys.exit(
+            f"coverage.py: {tree} is older than the sources; build it first:\n"
+            f"  cmake --build {tree} --target {' '.join(targets)}"
+        )
+
+
+def newest_header():
+    folders = (HERE, ROOT / "src", ROOT / "include", ROOT / "tests/support")
+    headers = [p for f in folders for p in f.rglob("*") if p.suffix in (".h", "")]
+    return max(p.stat().st_mtime for p in headers if p.is_file())
+
+
 def compile_newer(source, flags, out):
-    """The object of a source, compiled if it is older: what was done when the
-    script was stopped is not done again."""
+    """The object of a source, compiled if it is older than that or any header:
+    what was done when the script was stopped is not done again."""
     made = out / f"{source.stem}.o"
-    if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
+    newest = max(source.stat().st_mtime, newest_header())
+    if not made.exists() or made.stat().st_mtime < newest:
         partial = out / "partial.o"
         run(CLANG, *flags, "-c", source, "-o", partial)
         partial.rename(made)
@@ -100,6 +120,7 @@ def export(program, out):
 
 
 def main():
+    require_built(pathlib.Path(sys.argv[1]).resolve())
     tree = pathlib.Path(sys.argv[1]).resolve() / "tests/metal_host"
     lines = collections.Counter()
     branches = collections.defaultdict(lambda: [0, 0])
