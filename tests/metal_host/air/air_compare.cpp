@@ -106,57 +106,42 @@ class Problem {
     const std::string dim = std::to_string(c.head_dim);
     const std::string types = type + "_" + dim + "_" + dim;
     const auto u = [](int x) { return unsigned(x); };
+    // Both kernels that read K and V name the same, behind their outputs.
+    const auto slots_with = [&](const std::vector<void*>& outputs) {
+      std::vector<void*> slots = {q_.data(), k_.data(), v_.data()};
+      slots.insert(slots.end(), outputs.begin(), outputs.end());
+      slots.insert(
+          slots.end(),
+          {&c.num_tokens,
+           &strides[0],
+           &strides[1],
+           &strides[0],
+           &strides[1],
+           &scale,
+           bool_mask_.data(),
+           float_mask_.data(),
+           &mask_strides[0],
+           &mask_strides[1],
+           &mask_strides[2],
+           sinks_.data()});
+      return slots;
+    };
     if (c.kernel == Kernel::OnePass) {
-      void* slots[] = {
-          q_.data(),
-          k_.data(),
-          v_.data(),
-          out.data(),
-          &group,
-          &c.num_tokens,
-          &strides[0],
-          &strides[1],
-          &strides[0],
-          &strides[1],
-          &scale,
-          bool_mask_.data(),
-          float_mask_.data(),
-          &mask_strides[0],
-          &mask_strides[1],
-          &mask_strides[2],
-          sinks_.data(),
-          &c.num_q_heads};
+      std::vector<void*> slots = slots_with({out.data(), &group});
+      slots.push_back(&c.num_q_heads);
       lockstep::dispatch(
           {u(c.batch * c.num_q_heads), u(c.q_len), 1},
           {1024, 1, 1},
           find(entries, "sdpa_vector_" + types),
-          slots);
+          slots.data());
       return out;
     }
     const std::size_t num_partials = rows_ * std::size_t(blocks);
     std::vector<T> partials(num_partials * std::size_t(c.head_dim), T(NAN));
     std::vector<float> sums(num_partials, NAN);
     std::vector<float> maxs = sums;
-    void* first[] = {
-        q_.data(),
-        k_.data(),
-        v_.data(),
-        partials.data(),
-        sums.data(),
-        maxs.data(),
-        nullptr,
-        &c.num_tokens,
-        &strides[0],
-        &strides[1],
-        &strides[0],
-        &strides[1],
-        &scale,
-        bool_mask_.data(),
-        float_mask_.data(),
-        &mask_strides[0],
-        &mask_strides[1],
-        &mask_strides[2],
-        sinks_.data()};
+    std::vector<void*> first =
+        slots_with({partials.data(), sums.data(), maxs.data(), nullptr});
     const bool gqa = c.kernel == Kernel::TwoPassGqa;
     lockstep::dispatch(
         {u(c.num_kv_heads), u(c.batch), u(blocks)},
@@ -165,7 +150,7 @@ class Problem {
             entries,
             std::string("sdpa_vector_2pass_1_") + (gqa ? "gqa_8_" : "") +
                 types),
-        first);
+        first.data());
     void* second[] = {
         partials.data(), sums.data(), maxs.data(), out.data(), &blocks};
     lockstep::dispatch(
