@@ -109,18 +109,12 @@ int cluster_stages(
 }
 
 // Stages of a warp's ring. Two start sooner, which counts while a warp has few
-// units. Three fill the memory pipe where units are small, and serve it better
-// while heads read in step (clusters of 2); else two are even or ahead in large
-// cells.
-int ring_stages(
-    std::int64_t units_per_warp,
-    const TileShape& shape,
-    bool in_step) {
-  if (units_per_warp < 6) {
-    return 2;
-  }
+// units, and read long ranges faster where blocks lie in order. Three fill the
+// memory pipe in between, and where units are small.
+int ring_stages(std::int64_t units_per_warp, const TileShape& shape) {
   const int unit_bytes = 2 * shape.unit_len() * shape.row_bytes();
-  return units_per_warp < 64 || in_step || unit_bytes < 8192 ? 3 : 2;
+  return units_per_warp >= 6 && (units_per_warp < 24 || unit_bytes < 8192) ? 3
+                                                                           : 2;
 }
 
 }  // namespace
@@ -208,8 +202,8 @@ DecodeChoice choose_decode_launch(
       l.variant.max_stages = stages;
       l.cluster = num_ranges = cluster;
     } else {
-      l.variant.max_stages = ring_stages(
-          units / std::max(1, num_ranges * deep.warps), deep, in_step);
+      l.variant.max_stages =
+          ring_stages(units / std::max(1, num_ranges * deep.warps), deep);
     }
   }
   const TileShape shape = tile_shape(

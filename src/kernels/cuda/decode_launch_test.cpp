@@ -164,7 +164,8 @@ TEST_CASE("rings are short for short work and deep for small units") {
     return c.launch.variant.max_stages;
   };
   CHECK(stages(4, 32, 128) == 2);    // 4 x 1k: 2 units a warp
-  CHECK(stages(16, 128, 128) == 3);  // 16 x 4k
+  CHECK(stages(16, 64, 128) == 3);   // 16 x 2k: 16 units a warp
+  CHECK(stages(16, 128, 128) == 2);  // 16 x 4k: 32
   CHECK(stages(64, 512, 128) == 2);  // 64 x 16k
   CHECK(stages(64, 512, 64) == 3);
 }
