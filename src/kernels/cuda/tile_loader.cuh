@@ -44,15 +44,21 @@ __device__ __forceinline__ Segment find_range(
     int range,
     int num_ranges,
     int& share) {
+  constexpr int kBatch = 8;  // loads under way at once
   const int lane = threadIdx.x % kWarpSize;
-  const int first_len = lane < args.num_seqs ? load_seq_len(args, lane) : 0;
-  int total = __reduce_add_sync(kAllLanes, num_units(first_len, kUnitLen));
-#pragma unroll 4
-  for (int base = kWarpSize; base < args.num_seqs; base += kWarpSize) {
-    const int s = base + lane;
-    const int len = s < args.num_seqs ? load_seq_len(args, s) : 0;
-    total += __reduce_add_sync(kAllLanes, num_units(len, kUnitLen));
+  int first_len = 0;
+  int total = 0;
+  for (int base = 0; base < args.num_seqs; base += kBatch * kWarpSize) {
+    int len[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int s = base + j * kWarpSize + lane;
+      len[j] = s < args.num_seqs ? load_seq_len(args, s) : 0;
+      total += num_units(len[j], kUnitLen);
+    }
+    first_len = base == 0 ? len[0] : first_len;
   }
+  total = __reduce_add_sync(kAllLanes, total);
   share = range_share(total, num_ranges);
   Segment segment;
   const int begin = range * share;
@@ -69,24 +75,27 @@ __device__ __forceinline__ Segment find_range(
       len = s < args.num_seqs ? load_seq_len(args, s) : 0;
     }
     const int units = num_units(len, kUnitLen);
+    const int all = __reduce_add_sync(kAllLanes, units);
+    if (before + all <= begin) {
+      before += all;
+      continue;
+    }
     int up_to = units;
 #pragma unroll
     for (int d = 1; d < kWarpSize; d <<= 1) {
       const int lower = __shfl_up_sync(kAllLanes, up_to, d);
       up_to += lane >= d ? lower : 0;
     }
-    const unsigned hit = __ballot_sync(kAllLanes, before + up_to > begin);
-    if (hit != 0) {
-      const int owner = __ffs(static_cast<int>(hit)) - 1;
-      segment.seq_idx = base + owner;
-      segment.seq_len = __shfl_sync(kAllLanes, len, owner);
-      segment.begin =
-          begin - (before + __shfl_sync(kAllLanes, up_to - units, owner));
-      segment.end = min(
-          num_units(segment.seq_len, kUnitLen), segment.begin + segment.left);
-      return segment;
-    }
-    before += __shfl_sync(kAllLanes, up_to, kWarpSize - 1);
+    const int owner = __ffs(static_cast<int>(
+                          __ballot_sync(kAllLanes, before + up_to > begin))) -
+                      1;
+    segment.seq_idx = base + owner;
+    segment.seq_len = __shfl_sync(kAllLanes, len, owner);
+    segment.begin =
+        begin - (before + __shfl_sync(kAllLanes, up_to - units, owner));
+    segment.end =
+        min(num_units(segment.seq_len, kUnitLen), segment.begin + segment.left);
+    return segment;
   }
 }
 
