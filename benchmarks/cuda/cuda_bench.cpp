@@ -189,6 +189,7 @@ struct Row {
   int block_size = 0;
   std::int64_t kv_bytes = 0;
   double read_seconds = 0.0;
+  double read_blocks_seconds = 0.0;  // of the same blocks in the same order
   Timing timing;
   double max_abs_error = 0.0;
 };
@@ -207,16 +208,18 @@ class Bench {
         continue;
       }
       std::printf(
-          "\n%s, block %d: us (%% of pure read)\n%-9s %8s %8s  %-16s %-16s "
-          "%-16s %-16s %-16s\n",
+          "\n%s, block %d: us (%% of pure read)\n%-9s %8s %8s %7s  %-16s "
+          "%-16s %-16s  %7s  %-16s %-16s\n",
           g.name.c_str(),
           options_.block_size,
           "cell",
           "MB",
           "read",
+          "blocks",
           "plain",
           "overlapped",
           "no clusters",
+          "blocks",
           "in order",
           "in order, ovl.");
       for (const std::string& cell : g.cells) {
@@ -332,13 +335,31 @@ class Bench {
       std::vector<std::int32_t> table(
           static_cast<std::size_t>(num_seqs) * static_cast<std::size_t>(width),
           0);
-      std::size_t next = 0;
+      std::vector<std::int32_t> block_tokens;
       for (int s = 0; s < num_seqs; ++s) {
-        for (int b = 0; b * block_size < lens[static_cast<std::size_t>(s)];
-             ++b) {
-          table[static_cast<std::size_t>(s * width + b)] = ids[next++];
+        const int len = lens[static_cast<std::size_t>(s)];
+        for (int b = 0; b * block_size < len; ++b) {
+          table[static_cast<std::size_t>(s * width + b)] =
+              ids[block_tokens.size()];
+          block_tokens.push_back(std::min(block_size, len - b * block_size));
         }
       }
+      const DeviceBuffer<std::int32_t> device_ids(ids);
+      const DeviceBuffer<std::int32_t> device_tokens(block_tokens);
+      const Timing blocks = timer_(launches, [&](int i, cudaStream_t stream) {
+        launch_read_blocks(
+            k_.data() + i % sets * set_bytes,
+            v_.data() + i % sets * set_bytes,
+            device_ids.data(),
+            device_tokens.data(),
+            num_blocks,
+            block_size,
+            row_bytes,
+            sink_.data(),
+            stream);
+      });
+      row.read_blocks_seconds = blocks.median;
+      std::printf("%s%7.2f ", permuted ? "" : " ", blocks.median * 1e6);
       DeviceBuffer<std::int32_t> device_table(table);
       args.block_table = device_table.data();
       launch_device_reference(args, reference_.data(), nullptr);
@@ -458,7 +479,8 @@ class Bench {
           file,
           "%s{\"geometry\": \"%s\", \"cell\": \"%s\", \"block_size\": %d, "
           "\"order\": \"%s\", \"launch\": \"%s\", \"kv_bytes\": %lld, "
-          "\"read_seconds\": %.5g, \"seconds_median\": %.5g, "
+          "\"read_seconds\": %.5g, \"read_blocks_seconds\": %.5g, "
+          "\"seconds_median\": %.5g, "
           "\"seconds_min\": %.5g, \"share_of_read_bandwidth\": %.4f, "
           "\"max_abs_error\": %.3g}",
           comma,
@@ -469,6 +491,7 @@ class Bench {
           r.launch.c_str(),
           static_cast<long long>(r.kv_bytes),
           r.read_seconds,
+          r.read_blocks_seconds,
           r.timing.median,
           r.timing.best,
           r.read_seconds / r.timing.median,

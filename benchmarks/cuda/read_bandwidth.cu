@@ -26,6 +26,14 @@ __device__ __forceinline__ void mix(uint4& sum, const uint4& v) {
   sum.w ^= v.w;
 }
 
+/// Random data never folds to this, but the compiler cannot know it.
+__device__ __forceinline__ void keep_if_magic(const uint4& sum, uint4* sink) {
+  if (sum.x == 0x9e3779b9u && sum.y == 0x7f4a7c15u && sum.z == 0xf39cc060u &&
+      sum.w == 0x5cedc834u) {
+    *sink = sum;
+  }
+}
+
 /// Even CTAs stride over a, odd ones over b; kUnroll loads are in flight.
 template <int kUnroll, int kThreads, int kCtasPerSm>
 __global__ void __launch_bounds__(kThreads, kCtasPerSm)
@@ -50,11 +58,43 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm)
   for (; p < end; p += step) {
     mix(sum, load_once(p));
   }
-  // Random data never folds to this, but the compiler cannot know it.
-  if (sum.x == 0x9e3779b9u && sum.y == 0x7f4a7c15u && sum.z == 0xf39cc060u &&
-      sum.w == 0x5cedc834u) {
-    *sink = sum;
+  keep_if_magic(sum, sink);
+}
+
+constexpr int kPieceLoads = 4;  // of a thread
+constexpr int kPieceThreads = 256;
+
+/// Even CTAs read pieces of K blocks, odd ones of V blocks.
+__global__ void __launch_bounds__(kPieceThreads) read_blocks(
+    const uint4* k,
+    const uint4* v,
+    const int32_t* block_ids,
+    const int32_t* block_tokens,
+    int pieces,  // of a block
+    int64_t block_loads,
+    int64_t token_loads,
+    uint4* sink) {
+  const int64_t piece = blockIdx.x / 2;
+  const int64_t entry = piece / pieces;
+  const int64_t end = block_tokens[entry] * token_loads;
+  const uint4* const block =
+      (blockIdx.x % 2 != 0 ? v : k) + block_ids[entry] * block_loads;
+  const int64_t at =
+      piece % pieces * (kPieceLoads * kPieceThreads) + threadIdx.x;
+  uint4 loaded[kPieceLoads];
+#pragma unroll
+  for (int u = 0; u < kPieceLoads; ++u) {
+    loaded[u] = make_uint4(0, 0, 0, 0);
+    if (at + u * kPieceThreads < end) {
+      loaded[u] = load_once(block + at + u * kPieceThreads);
+    }
   }
+  uint4 sum = make_uint4(0, 0, 0, 0);
+#pragma unroll
+  for (int u = 0; u < kPieceLoads; ++u) {
+    mix(sum, loaded[u]);
+  }
+  keep_if_magic(sum, sink);
 }
 
 /// The bulk copy engine into a ring in shared memory.
@@ -255,6 +295,35 @@ void launch_read(
       bulk<4096, 24>(a, b, bytes, 2, stream);
   }
   check_cuda("launch_read", cudaGetLastError());
+}
+
+void launch_read_blocks(
+    const void* k_cache,
+    const void* v_cache,
+    const int32_t* block_ids,
+    const int32_t* block_tokens,
+    int num_blocks,
+    int block_size,
+    int64_t token_bytes,
+    void* sink,
+    cudaStream_t stream) {
+  const int64_t block_loads = block_size * token_bytes / 16;
+  constexpr int kLoads = kPieceLoads * kPieceThreads;
+  const int64_t pieces = (block_loads + kLoads - 1) / kLoads;
+  read_blocks<<<
+      static_cast<unsigned>(2 * pieces * num_blocks),
+      kPieceThreads,
+      0,
+      stream>>>(
+      static_cast<const uint4*>(k_cache),
+      static_cast<const uint4*>(v_cache),
+      block_ids,
+      block_tokens,
+      static_cast<int>(pieces),
+      block_loads,
+      token_bytes / 16,
+      static_cast<uint4*>(sink));
+  check_cuda("launch_read_blocks", cudaGetLastError());
 }
 
 void launch_fill_normal(

@@ -21,6 +21,28 @@ void launch_read(
     void* sink,  // 16 bytes
     cudaStream_t stream);
 
+/**
+ * Enqueues a kernel that reads the blocks `block_ids` of two pools and does
+ * nothing with them: what a block table's order costs whoever follows it. CTAs
+ * of 16 KB take the blocks in the list's order, as fast as they come free, like
+ * the fastest of the kernels above.
+ *
+ * @param block_tokens  of each of the num_blocks entries of the list, how many
+ *                      tokens of the block are read
+ * @param block_size    tokens of a block, of token_bytes bytes (a multiple of
+ *                      16) each
+ */
+void launch_read_blocks(
+    const void* k_cache,
+    const void* v_cache,
+    const std::int32_t* block_ids,
+    const std::int32_t* block_tokens,
+    int num_blocks,
+    int block_size,
+    std::int64_t token_bytes,
+    void* sink,  // 16 bytes
+    cudaStream_t stream);
+
 /** Fills n elements (an even number) with N(0, 1). `kind`: 0 f32, 1 f16, 2
  * bf16. */
 void launch_fill_normal(
