@@ -75,18 +75,6 @@ void check_options(const Options& options) {
       " and ",
       options.kv_heads,
       ".");
-  const int size = options.block_size;
-  require(
-      size >= kMinBlockSize && size <= kMaxBlockSize &&
-          (size & (size - 1)) == 0,
-      "--block-size",
-      "The block size must be a power of two from ",
-      kMinBlockSize,
-      " to ",
-      kMaxBlockSize,
-      "; got ",
-      size,
-      ".");
   if (!has_path(options, "fused")) {
     return;
   }
@@ -108,19 +96,19 @@ void check_shapes(
     const std::string reason =
         has_path(options, "fused") ? device.why_not_fused(shape) : "";
     require(reason.empty(), "--paths", "\"fused\" is not offered: ", reason);
-    const std::int64_t needed = bench::peak_bytes(
+    const double needed = bench::peak_bytes(
         shape,
         bench::rotation_bytes(device),
         has_path(options, "fused") ? device.num_pools() : 1);
     require(
-        needed <= available,
+        needed <= static_cast<double>(available),
         "bench",
         "A cell of ",
         shape.num_seqs,
         " x ",
         shape.context,
         " tokens must fit the available memory; it takes about ",
-        format_bytes(static_cast<double>(needed)),
+        format_bytes(needed),
         " of ",
         format_bytes(static_cast<double>(available)),
         ".");
@@ -212,18 +200,20 @@ RunCommand configure_bench(CLI::App& app) {
   };
   const auto add_count = [&](const char* flag, int& count, const char* text) {
     app.add_option(flag, count, text)
-        ->check(CLI::PositiveNumber)
+        ->check(whole_number(1, 1024))
         ->capture_default_str();
   };
   add_list("--batch", options->batch, "Sequences of a step; a list")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, 1 << 20));
   add_list("--context", options->context, "Tokens of a sequence; a list")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, 1 << 30));
   app.add_flag(
       "--ragged",
       options->ragged,
       "Spread a batch's lengths evenly up to the context. Default: all equal");
-  add_count("--block-size", options->block_size, "Tokens of a block");
+  app.add_option("--block-size", options->block_size, "Tokens of a block")
+      ->check(CLI::IsMember({8, 16, 32, 64, 128, 256}))
+      ->capture_default_str();
   add_count("--head-dim", options->head_dim, "Elements of a head");
   add_count("--q-heads", options->q_heads, "Query heads");
   add_count("--kv-heads", options->kv_heads, "KV heads");
@@ -240,7 +230,7 @@ RunCommand configure_bench(CLI::App& app) {
       ->check(CLI::IsMember({"dense", "dense_best", "gather", "fused"}));
   app.add_option(
          "--min-time", options->min_time, "Seconds that each path is timed for")
-      ->check(CLI::PositiveNumber)
+      ->check(positive_number())
       ->capture_default_str();
   return [options](const Session& session) { return run(*options, session); };
 }

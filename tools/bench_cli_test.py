@@ -63,12 +63,17 @@ def test_usage():
     for args, word in [
             (["--paths", "fast"], "--paths"),
             (["--batch", "0"], "--batch"),
+            (["--batch", "1.5"], "--batch"),
+            (["--batch", "99999999999999999999"], "whole number"),
             (["--min-time", "-1"], "--min-time"),
+            (["--min-time", "nan"], "finite number above 0"),
+            (["--q-heads", "2147483647"], "from 1 to 1024"),
+            (["--context", "1000000000", "--batch", "1000000"], "memory"),
             (["--q-heads", "12", "--kv-heads", "8"], "got 12 and 8"),
-            (["--block-size", "24"], "got 24"),
+            (["--block-size", "24"], "--block-size: 24"),
             (["--head-dim", "72"], "head_dim"),
             (["--device", "cuda"], "cuda"),
-            (["--context", "2000000000"], "memory"),
+            (["--context", "2000000000"], "--context"),
             (["--html", "x"], "--html")]:
         done = bench(*args)
         assert done.returncode == 2, (args, done.returncode)

@@ -59,11 +59,12 @@ def need_model():
 
 
 def test_usage():
-    for args in ([], ["--help"], ["generate", "--help"], ["info", "--help"]):
+    helps = [[name, "--help"] for name in ("bench", "generate", "info", "validate")]
+    for args in ([], ["--help"], *helps):
         result = run(*args)
         if args:
             expect(result.returncode == 0, args, result.stderr)
-            expect(b"Exit codes" in result.stdout, args)
+            expect(result.stdout.count(b"Exit codes") == 1, args)
         else:
             expect_refused(result, "subcommand")
     text = run("generate", "--help").stdout.decode()
@@ -72,8 +73,9 @@ def test_usage():
     for args in (["--version"], ["generate", "--version"]):
         expect(run(*args).stdout.startswith(b"quire "), args)
 
-    expect_refused(run("nonsense"))
+    expect_refused(run("nonsense"), "nonsense")
     expect_refused(run("info", "--nonsense"), "--nonsense")
+    expect_refused(run("info", "--json", ""), "--json")
     expect_refused(run("generate"), "--model")
     model = ["generate", "--model", "/nonexistent.gguf"]
     expect_refused(run(*model), "--prompt")
@@ -294,7 +296,9 @@ def test_validate():
     expect_refused(run("validate", "--filter", "("), "regular expression")
     expect_refused(run("validate", "--filter", "no such case"), "--list")
     expect_refused(run("validate", "--steps", "0"), "--steps")
-    expect_refused(run("validate", "--threshold", "0"), "--threshold")
+    for bad in ("0", "0,005", "nan", "inf"):
+        expect_refused(run("validate", "--threshold", bad), "--threshold")
+    expect_refused(run("validate", "--seed", "-1"), "--seed")
 
     child = subprocess.Popen(
         [QUIRE, "validate", "--device", "cpu", "--steps", "5000", "--json", "-"],

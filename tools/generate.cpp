@@ -407,7 +407,7 @@ RunCommand configure_generate(CLI::App& app) {
       ->type_name("FILE");
   prompt->require_option(1);
   app.add_option("--max-tokens", o.max_tokens, "Most tokens to generate")
-      ->check(CLI::Range(1, kMaxInt))
+      ->check(whole_number(1, kMaxInt))
       ->type_name("N")
       ->capture_default_str();
   app.add_flag(
@@ -434,7 +434,7 @@ RunCommand configure_generate(CLI::App& app) {
                         o.cache_blocks,
                         "Blocks in the cache. Default: as many as the prompt "
                         "and --max-tokens need")
-                     ->check(CLI::Range(1, kMaxInt))
+                     ->check(whole_number(1, kMaxInt))
                      ->type_name("N");
   auto* memory =
       app.add_option(

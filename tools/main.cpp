@@ -29,9 +29,8 @@ constexpr const char* kFooter =
 int run(int argc, char** argv) {
   const std::string version_text = "quire " + quire_version();
   CLI::App app("Paged KV cache and paged attention for MLX.", "quire");
-  app.require_subcommand(1);
+  app.require_subcommand(0, 1);  // none is said below, after what is unknown
   app.set_version_flag("--version", version_text, "Print the version and exit");
-  app.footer(kFooter);
 
   Session session;
   for (int i = 0; i < argc; ++i) {
@@ -46,14 +45,23 @@ int run(int argc, char** argv) {
            session.json_path,
            "Write the result as JSON to FILE; -: to stdout, and nothing else "
            "there. Default: none")
+        ->check(CLI::Validator(
+            [](const std::string& path) {
+              return std::string(path.empty() ? "must name a file" : "");
+            },
+            ""))
         ->type_name("FILE");
     sub->set_version_flag(
         "--version", version_text, "Print the version and exit");
     sub->footer(sub->get_footer() + kFooter);
   }
+  app.footer(kFooter);  // last: subcommands made after it would inherit it
 
   try {
     app.parse(argc, argv);
+    if (app.get_subcommands().empty()) {
+      throw CLI::RequiredError("A subcommand");
+    }
   } catch (const CLI::ParseError& error) {
     std::ostringstream out;
     std::ostringstream messages;

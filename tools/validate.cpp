@@ -1,4 +1,5 @@
 // quire validate: is the fused path right on this device?
+#include <limits>
 #include <memory>
 #include <regex>
 #include <string>
@@ -219,14 +220,14 @@ RunCommand configure_validate(CLI::App& app) {
   const auto options = std::make_shared<ValidateOptions>();
   add_device_option(app, options->device, kMoreDevices);
   app.add_option("--steps", options->steps, "Decode steps of each case")
-      ->check(CLI::Range(1, 100000))
+      ->check(whole_number(1, 100000))
       ->capture_default_str();
   app.add_option(
          "--threshold",
          options->threshold,
          "RMS and relative RMS of fused against gather-then-SDPA must stay "
          "below this")
-      ->check(CLI::PositiveNumber)
+      ->check(positive_number())
       ->capture_default_str();
   app.add_option(
          "--filter",
@@ -235,6 +236,7 @@ RunCommand configure_validate(CLI::App& app) {
       ->type_name("REGEX");
   app.add_flag("--list", options->list, "Print the cases' names and stop");
   app.add_option("--seed", options->seed, "Seed of the random data")
+      ->check(whole_number(0, std::numeric_limits<std::int64_t>::max()))
       ->capture_default_str();
   return [options](const Session& session) { return run(*options, session); };
 }

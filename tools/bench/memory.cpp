@@ -72,14 +72,15 @@ std::int64_t available_memory_bytes() {
 #endif
 }
 
-std::int64_t
-peak_bytes(const Shape& shape, std::int64_t rotation, int num_pools) {
-  const std::int64_t paged = kv_bytes(shape, shape.kv_dtype);
-  const std::int64_t f32 = kv_bytes(shape, DType::Float32);
-  const std::int64_t pool = std::max(rotation, paged);
-  const std::int64_t dense = std::max(rotation, f32);
-  const std::int64_t gather = 2 * f32 + paged;  // two copies alive at once
-  return num_pools * pool + 2 * dense + std::max(rotation, f32) + gather;
+double peak_bytes(const Shape& shape, std::int64_t rotation, int num_pools) {
+  const auto least = static_cast<double>(rotation);
+  const double paged =
+      kv_elements(shape) * static_cast<double>(dtype_bytes(shape.kv_dtype));
+  const double f32 = kv_elements(shape) * 4;
+  const double pool = std::max(least, paged);
+  const double dense = std::max(least, f32);
+  const double gather = 2 * f32 + paged;  // two copies alive at once
+  return num_pools * pool + 2 * dense + std::max(least, f32) + gather;
 }
 
 }  // namespace quire::bench

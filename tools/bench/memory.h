@@ -16,7 +16,7 @@ std::int64_t available_memory_bytes();
 
 /** What a cell may take at its peak, gather's copies included, roughly;
  * `num_pools` as Device has it. */
-std::int64_t
+double
 peak_bytes(const Shape& shape, std::int64_t rotation_bytes, int num_pools);
 
 }  // namespace quire::bench

@@ -53,6 +53,11 @@ DecodeParams decode_params(const Shape& shape, int num_blocks) {
   };
 }
 
+double kv_elements(const Shape& shape) {
+  return 2.0 * static_cast<double>(num_tokens(shape)) * shape.num_kv_heads *
+         shape.head_dim;
+}
+
 std::int64_t kv_bytes(const Shape& shape, DType kv_dtype) {
   return 2 * num_tokens(shape) * shape.num_kv_heads * shape.head_dim *
          static_cast<std::int64_t>(dtype_bytes(kv_dtype));

@@ -36,6 +36,9 @@ int blocks_per_seq(const Shape& shape);
  * QUIRE_NUM_SPLITS says, as in the op. */
 DecodeParams decode_params(const Shape& shape, int num_blocks);
 
+/** Elements of K and V that a step must read. */
+double kv_elements(const Shape& shape);
+
 /** Bytes of K and V that a step must read, in a cache of `kv_dtype`. */
 std::int64_t kv_bytes(const Shape& shape, DType kv_dtype);
 

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "common/error.h"
@@ -46,6 +48,34 @@ CLI::Option* add_dtype_option(
     const std::string& description) {
   return app.add_option(flag, dtype, description)
       ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+}
+
+CLI::Validator whole_number(std::int64_t min, std::int64_t max) {
+  const std::string from = std::to_string(min);
+  const std::string to = std::to_string(max);
+  return {
+      [=](const std::string& text) {
+        std::int64_t value = 0;
+        const char* const end = text.data() + text.size();
+        const auto [at, error] = std::from_chars(text.data(), end, value);
+        return error == std::errc() && at == end && min <= value && value <= max
+                   ? std::string()
+                   : "must be a whole number from " + from + " to " + to +
+                         "; got \"" + text + "\"";
+      },
+      from + ".." + to};
+}
+
+CLI::Validator positive_number() {
+  return {
+      [](const std::string& text) {
+        char* at = nullptr;
+        const double value = std::strtod(text.c_str(), &at);
+        return !text.empty() && *at == '\0' && std::isfinite(value) && value > 0
+                   ? std::string()
+                   : "must be a finite number above 0; got \"" + text + "\"";
+      },
+      "above 0"};
 }
 
 mx::Dtype parse_dtype(const std::string& name) {

@@ -27,6 +27,12 @@ CLI::Option* add_dtype_option(
     std::string& dtype,
     const std::string& description);
 
+/** Takes whole numbers from `min` to `max`, and says so of any other value. */
+CLI::Validator whole_number(std::int64_t min, std::int64_t max);
+
+/** Takes finite numbers above 0. */
+CLI::Validator positive_number();
+
 mlx::core::Dtype parse_dtype(const std::string& name);
 std::string dtype_text(mlx::core::Dtype dtype);
 
