@@ -209,7 +209,9 @@ std::vector<std::vector<int>> lengths(int block_size) {
       {17, 0, 0, 2000}};
 }
 
-// A table so wide that a launch is made for long sequences.
+// Tables so wide that a launch is made for sequences of 28 thousand tokens, or
+// of 262 thousand.
+constexpr int kMedium = 1760;
 constexpr int kWide = 1 << 14;
 
 // Short enough for the slowest of compute-sanitizer's tools.
@@ -246,6 +248,7 @@ TEST_CASE("every kernel agrees with the double reference, one step each") {
       check(9, 3, few, 2, kv);
       check(9, 3, few, kWide, kv);
       check(7, 1, few, kWide, kv);
+      check(8, 2, few, kMedium, kv);
       check(8, 2, few, kWide, kv);
       check(16, 2, few, kWide, kv);
       check(12, 1, few, 2, kv);
