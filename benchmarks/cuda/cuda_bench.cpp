@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "device_reference.h"
+#include "graph_replay.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/launch.h"
 #include "read_bandwidth.h"
@@ -123,63 +124,25 @@ struct Timing {
   double best = 0.0;
 };
 
-class Timer {
- public:
-  Timer() {
-    QUIRE_CHECK_CUDA(cudaStreamCreate(&stream_));
-    QUIRE_CHECK_CUDA(cudaEventCreate(&begin_));
-    QUIRE_CHECK_CUDA(cudaEventCreate(&end_));
-  }
-  Timer(const Timer&) = delete;
-  Timer& operator=(const Timer&) = delete;
-  ~Timer() {
-    cudaStreamDestroy(stream_);
-    cudaEventDestroy(begin_);
-    cudaEventDestroy(end_);
-  }
-
-  /** Times `run(i, stream)`, launched for i in [0, launches) in one graph. */
-  Timing operator()(
-      int launches,
-      const std::function<void(int, cudaStream_t)>& run) {
-    run(0, stream_);  // loads the kernel
-    QUIRE_CHECK_CUDA(cudaStreamSynchronize(stream_));
-    cudaGraph_t graph;
-    cudaGraphExec_t replay;
-    QUIRE_CHECK_CUDA(
-        cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < launches; ++i) {
-      run(i, stream_);
+/** Times `run(i, stream)`, launched for i in [0, launches) in one graph. */
+Timing time_launches(
+    int launches,
+    const std::function<void(int, cudaStream_t)>& run) {
+  GraphReplay replay(launches, run);
+  std::vector<float> ms;
+  float spent = 0.0f;
+  for (int i = 0; i < 60 && (i < 10 || spent < 40.0f); ++i) {
+    const float t = replay.run();
+    spent += t;
+    if (i >= 2) {
+      ms.push_back(t);
     }
-    QUIRE_CHECK_CUDA(cudaStreamEndCapture(stream_, &graph));
-    QUIRE_CHECK_CUDA(cudaGraphInstantiate(&replay, graph, 0));
-    std::vector<float> ms;
-    float spent = 0.0f;
-    for (int i = 0; i < 60 && (i < 10 || spent < 40.0f); ++i) {
-      float t = 0.0f;
-      QUIRE_CHECK_CUDA(cudaEventRecord(begin_, stream_));
-      QUIRE_CHECK_CUDA(cudaGraphLaunch(replay, stream_));
-      QUIRE_CHECK_CUDA(cudaEventRecord(end_, stream_));
-      QUIRE_CHECK_CUDA(cudaEventSynchronize(end_));
-      QUIRE_CHECK_CUDA(cudaEventElapsedTime(&t, begin_, end_));
-      spent += t;
-      if (i >= 2) {
-        ms.push_back(t);
-      }
-    }
-    QUIRE_CHECK_CUDA(cudaGraphExecDestroy(replay));
-    QUIRE_CHECK_CUDA(cudaGraphDestroy(graph));
-    std::sort(ms.begin(), ms.end());
-    return {
-        static_cast<double>(ms[ms.size() / 2]) * 1e-3 / launches,
-        static_cast<double>(ms[0]) * 1e-3 / launches};
   }
-
- private:
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t begin_ = nullptr;
-  cudaEvent_t end_ = nullptr;
-};
+  std::sort(ms.begin(), ms.end());
+  return {
+      static_cast<double>(ms[ms.size() / 2]) * 1e-3 / launches,
+      static_cast<double>(ms[0]) * 1e-3 / launches};
+}
 
 struct Row {
   std::string geometry;
@@ -294,7 +257,7 @@ class Bench {
 
     row.read_seconds = 1.0;
     for (int kernel = 0; kernel < num_read_kernels(); ++kernel) {
-      const Timing t = timer_(launches, [&](int i, cudaStream_t stream) {
+      const Timing t = time_launches(launches, [&](int i, cudaStream_t stream) {
         launch_read(
             kernel,
             k_.data() + i % sets * set_bytes,
@@ -346,18 +309,19 @@ class Bench {
       }
       const DeviceBuffer<std::int32_t> device_ids(ids);
       const DeviceBuffer<std::int32_t> device_tokens(block_tokens);
-      const Timing blocks = timer_(launches, [&](int i, cudaStream_t stream) {
-        launch_read_blocks(
-            k_.data() + i % sets * set_bytes,
-            v_.data() + i % sets * set_bytes,
-            device_ids.data(),
-            device_tokens.data(),
-            num_blocks,
-            block_size,
-            row_bytes,
-            sink_.data(),
-            stream);
-      });
+      const Timing blocks =
+          time_launches(launches, [&](int i, cudaStream_t stream) {
+            launch_read_blocks(
+                k_.data() + i % sets * set_bytes,
+                v_.data() + i % sets * set_bytes,
+                device_ids.data(),
+                device_tokens.data(),
+                num_blocks,
+                block_size,
+                row_bytes,
+                sink_.data(),
+                stream);
+          });
       row.read_blocks_seconds = blocks.median;
       std::printf("%s%7.2f ", permuted ? "" : " ", blocks.median * 1e6);
       DeviceBuffer<std::int32_t> device_table(table);
@@ -413,7 +377,7 @@ class Bench {
       l.args.mail = reinterpret_cast<float*>(workspace.data());
       launch_decode(l, stream);
     };
-    row.timing = timer_(launches, run);
+    row.timing = time_launches(launches, run);
     row.max_abs_error = max_abs_error(
         out.data(),
         args.q_dtype,
@@ -455,7 +419,7 @@ class Bench {
     args.num_tokens = kTokens;
     const auto launch =
         cuda::make_kv_append_launch(args, DType::Float16, DType::Float16);
-    append_ = timer_(200, [&](int, cudaStream_t stream) {
+    append_ = time_launches(200, [&](int, cudaStream_t stream) {
       launch_kv_append(launch, stream);
     });
     std::printf(
@@ -504,7 +468,6 @@ class Bench {
 
   Options options_;
   cudaDeviceProp properties_ = {};
-  Timer timer_;
   DeviceBuffer<std::byte> k_, v_, sink_;
   DeviceBuffer<float> reference_;
   int filled_ = -1;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <limits>
 
+#include "benchmarks/cuda/graph_replay.h"
 #include "benchmarks/cuda/read_bandwidth.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/launch.h"
@@ -28,42 +29,6 @@ int replay_launches(std::int64_t num_bytes, int num_sets) {
       std::clamp<std::int64_t>(kReplayBytes / num_bytes, 2, kMostLaunches));
   return (wanted + num_sets - 1) / num_sets * num_sets;
 }
-
-/** `num_launches` launches as one graph. */
-class Replay {
- public:
-  Replay(
-      int num_launches,
-      const std::function<void(int launch, cudaStream_t stream)>& launch) {
-    QUIRE_CHECK_CUDA(cudaStreamCreate(&stream_));
-    launch(0, stream_);  // loads the kernel, which a capture may not
-    QUIRE_CHECK_CUDA(cudaStreamSynchronize(stream_));
-    QUIRE_CHECK_CUDA(
-        cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < num_launches; ++i) {
-      launch(i, stream_);
-    }
-    cudaGraph_t graph = nullptr;
-    QUIRE_CHECK_CUDA(cudaStreamEndCapture(stream_, &graph));
-    QUIRE_CHECK_CUDA(cudaGraphInstantiate(&replay_, graph, 0));
-    QUIRE_CHECK_CUDA(cudaGraphDestroy(graph));
-  }
-  Replay(const Replay&) = delete;
-  Replay& operator=(const Replay&) = delete;
-  ~Replay() {
-    cudaGraphExecDestroy(replay_);
-    cudaStreamDestroy(stream_);
-  }
-
-  void run() {
-    QUIRE_CHECK_CUDA(cudaGraphLaunch(replay_, stream_));
-    QUIRE_CHECK_CUDA(cudaStreamSynchronize(stream_));
-  }
-
- private:
-  cudaStream_t stream_ = nullptr;
-  cudaGraphExec_t replay_ = nullptr;
-};
 
 template <class T>
 DeviceBuffer<T> upload(const void* from, std::int64_t count) {
@@ -110,8 +75,8 @@ struct KernelRun {
     // The last launch of a replay computes set 0.
     const int num_sets = data.num_sets();
     num_launches = replay_launches(data.total_kv_bytes() / num_sets, num_sets);
-    replay =
-        std::make_unique<Replay>(num_launches, [&](int i, cudaStream_t stream) {
+    replay = std::make_unique<GraphReplay>(
+        num_launches, [&](int i, cudaStream_t stream) {
           cuda::DecodeLaunch l = launch;
           l.args.block_table =
               tables[static_cast<std::size_t>(num_sets - 1 - i % num_sets)]
@@ -125,7 +90,7 @@ struct KernelRun {
   std::vector<DeviceBuffer<std::int32_t>> tables;
   cuda::DecodeLaunch launch;
   int num_launches = 0;
-  std::unique_ptr<Replay> replay;
+  std::unique_ptr<GraphReplay> replay;
   std::vector<std::byte> host_out;
 };
 
@@ -213,7 +178,7 @@ class CudaDevice final : public Device {
     const int num_launches = replay_launches(num_bytes, places);
     std::vector<Read> reads;
     for (int kernel = 0; kernel < num_read_kernels(); ++kernel) {
-      const auto replay = std::make_shared<Replay>(
+      const auto replay = std::make_shared<GraphReplay>(
           num_launches, [&](int i, cudaStream_t stream) {
             const std::int64_t at = i % places * half;
             launch_read(

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "cuda/device_reference.h"
+#include "cuda/graph_replay.h"
 #include "cuda/read_bandwidth.h"
 #include "kernels/cuda/device_buffer.h"
 #include "nv_launch.h"
@@ -40,38 +41,14 @@ constexpr double kTolerance = 1e-3;  // of the largest |out - reference|
 double seconds_of(
     int launches,
     const std::function<void(int, cudaStream_t)>& run) {
-  cudaStream_t stream = nullptr;
-  cudaEvent_t begin = nullptr;
-  cudaEvent_t end = nullptr;
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t replay = nullptr;
-  QUIRE_CHECK_CUDA(cudaStreamCreate(&stream));
-  QUIRE_CHECK_CUDA(cudaEventCreate(&begin));
-  QUIRE_CHECK_CUDA(cudaEventCreate(&end));
-  QUIRE_CHECK_CUDA(
-      cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < launches; ++i) {
-    run(i, stream);
-  }
-  QUIRE_CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
-  QUIRE_CHECK_CUDA(cudaGraphInstantiate(&replay, graph, 0));
+  bench::GraphReplay replay(launches, run);
   std::vector<float> ms;
   for (int i = 0; i < 17; ++i) {
-    float t = 0.0f;
-    QUIRE_CHECK_CUDA(cudaEventRecord(begin, stream));
-    QUIRE_CHECK_CUDA(cudaGraphLaunch(replay, stream));
-    QUIRE_CHECK_CUDA(cudaEventRecord(end, stream));
-    QUIRE_CHECK_CUDA(cudaEventSynchronize(end));
-    QUIRE_CHECK_CUDA(cudaEventElapsedTime(&t, begin, end));
+    const float t = replay.run();
     if (i >= 2) {
       ms.push_back(t);
     }
   }
-  QUIRE_CHECK_CUDA(cudaGraphExecDestroy(replay));
-  QUIRE_CHECK_CUDA(cudaGraphDestroy(graph));
-  QUIRE_CHECK_CUDA(cudaEventDestroy(begin));
-  QUIRE_CHECK_CUDA(cudaEventDestroy(end));
-  QUIRE_CHECK_CUDA(cudaStreamDestroy(stream));
   std::sort(ms.begin(), ms.end());
   return static_cast<double>(ms[ms.size() / 2]) * 1e-3 / launches;
 }
