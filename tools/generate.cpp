@@ -12,6 +12,9 @@
 #include <string>
 #include <vector>
 
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
 #include "common/error.h"
 #include "quire/runtime.h"
 #include "tools/cli/command.h"

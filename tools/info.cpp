@@ -1,5 +1,6 @@
 // quire info: what this program is, where it runs and how it is set.
 #include <mlx/mlx.h>
+#include <nlohmann/json.hpp>
 
 #include "quire/runtime.h"
 #include "tools/cli/command.h"

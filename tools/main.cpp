@@ -4,6 +4,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include <CLI/CLI.hpp>
+
 #include "quire/runtime.h"
 #include "tools/cli/command.h"
 #include "tools/cli/interrupt.h"

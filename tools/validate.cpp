@@ -6,6 +6,8 @@
 #include <vector>
 
 #include <mlx/mlx.h>
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
 
 #include "common/error.h"
 #include "support/validation.h"

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include <doctest/doctest.h>
+#include <nlohmann/json.hpp>
 
 #include "kernels/cpu/paged_decode.h"
 #include "tools/bench/check.h"

@@ -1,5 +1,7 @@
 #include "tools/bench/report.h"
 
+#include <nlohmann/json.hpp>
+
 namespace quire::bench {
 namespace {
 

@@ -9,6 +9,9 @@
 #include <system_error>
 #include <utility>
 
+#include <mlx/mlx.h>
+#include <CLI/CLI.hpp>
+
 #include "common/error.h"
 
 namespace quire::tools {

@@ -5,8 +5,13 @@
 #include <string>
 #include <vector>
 
-#include <mlx/mlx.h>
-#include <CLI/CLI.hpp>
+#include <mlx/dtype.h>
+
+namespace CLI {
+class App;
+class Option;
+class Validator;
+}  // namespace CLI
 
 namespace quire::tools {
 

@@ -4,6 +4,9 @@
 
 #include <stdexcept>
 
+#include <mlx/mlx.h>
+#include <CLI/CLI.hpp>
+
 namespace quire::tools {
 
 TEST_CASE("options: sizes") {

@@ -14,6 +14,8 @@
 #include <ctime>
 #include <fstream>
 
+#include <nlohmann/json.hpp>
+
 #include "common/error.h"
 #include "tools/cli/interrupt.h"
 #include "tools/cli/system.h"

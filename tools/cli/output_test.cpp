@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include <nlohmann/json.hpp>
+
 namespace quire::tools {
 
 TEST_CASE("output: columns are aligned, numbers to the right") {
