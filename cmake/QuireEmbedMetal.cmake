@@ -19,6 +19,8 @@ function(quire_embed_metal target function source)
       "FUNCTION=${function}" -P "${QUIRE_EMBED_METAL_SCRIPT}"
     DEPENDS "${input}" "${QUIRE_EMBED_METAL_SCRIPT}"
             "${PROJECT_SOURCE_DIR}/src/kernels/attention_state.h"
+            "${CMAKE_CURRENT_SOURCE_DIR}/decode_split.h"
+            "${CMAKE_CURRENT_SOURCE_DIR}/paged_decode_matrix.h"
             "${CMAKE_CURRENT_SOURCE_DIR}/params.h"
             "${CMAKE_CURRENT_SOURCE_DIR}/row_layout.h"
     COMMENT "Embedding ${source}")
@@ -33,8 +35,19 @@ if(NOT CMAKE_SCRIPT_MODE_FILE)
   return()
 endif()
 
-# Sets OUT to the text of FILE (relative to ROOT) with its own includes inlined.
+cmake_minimum_required(VERSION 3.25)
+
+# Sets OUT to the text of FILE (relative to ROOT) with its own includes inlined,
+# each once.
 function(inline_file out file)
+  get_property(seen GLOBAL PROPERTY QUIRE_INLINED)
+  if(file IN_LIST seen)
+    set(${out}
+        ""
+        PARENT_SCOPE)
+    return()
+  endif()
+  set_property(GLOBAL APPEND PROPERTY QUIRE_INLINED "${file}")
   file(READ "${ROOT}/${file}" rest)
   string(REPLACE "#pragma once\n" "\n" rest "${rest}")
   set(result "#line 1 \"${file}\"\n")

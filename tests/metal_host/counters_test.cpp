@@ -29,6 +29,7 @@ lockstep::Counters operator-(
       a.reductions - b.reductions,
       a.shuffles - b.shuffles,
       a.votes - b.votes,
+      a.products - b.products,
       a.exps - b.exps,
       a.threadgroup_barriers - b.threadgroup_barriers,
       a.simdgroup_barriers - b.simdgroup_barriers,
@@ -36,21 +37,26 @@ lockstep::Counters operator-(
       a.threadgroup_stores - b.threadgroup_stores};
 }
 
-// The shape's arithmetic, as paged_decode.metal names it.
+// The shape's arithmetic, as paged_decode.metal names it, or
+// paged_decode_matrix.h, where the two differ.
 struct Design {
   const HostCase& c;
   metal::DecodeVariant v;
   int kv_bytes = static_cast<int>(dtype_bytes(c.kv_dtype));
   int elems = c.head_dim / v.lanes;
   int words = elems * kv_bytes / 4;
-  int head_lanes = v.lanes / v.heads;
+  int head_lanes = v.matrix ? 1 : v.lanes / v.heads;
   int count = std::min(v.rows, head_lanes);
-  int scores = v.rows / count;
+  int scores = v.matrix ? 2 : v.rows / count;
   int copies = head_lanes / count;
   int row_groups = 32 / v.lanes;
   int slices = v.num_head_slices(c.group_size);
   int token_simdgroups = v.simdgroups / v.head_parts;
 
+  // Of q, by each lane.
+  int q_elems() const {
+    return (v.matrix ? 2 : v.heads) * elems;
+  }
   // Lane-wide shuffles of one step: the sums' reduce-scatter, the maximum, a
   // weight for each row and head.
   int sum_shuffles() const {
@@ -61,12 +67,30 @@ struct Design {
     return scores * (halvings + log2_of(copies));
   }
   int step_shuffles() const {
-    return sum_shuffles() + log2_of(head_lanes / copies) + v.heads * v.rows;
+    return v.matrix ? 2
+                    : sum_shuffles() + log2_of(head_lanes / copies) +
+                          v.heads * v.rows;
+  }
+  // Of a step in which a maximum grows: with matrices, maxima of two columns
+  // and a transpose.
+  int rescale_shuffles() const {
+    return v.matrix ? 2 * 3 + 2 : v.heads;
+  }
+  int rescale_exps() const {
+    return v.matrix ? 2 : 1;
   }
   // Of the merge of a simdgroup's lanes at its end.
   int end_shuffles() const {
-    return log2_of(head_lanes / copies) + 2 * log2_of(row_groups) + v.heads +
-           v.heads * elems * log2_of(row_groups);
+    return v.matrix ? 2 * 3
+                    : log2_of(head_lanes / copies) + 2 * log2_of(row_groups) +
+                          v.heads + v.heads * elems * log2_of(row_groups);
+  }
+  int end_exps() const {
+    return v.matrix ? 0 : 1;
+  }
+  // 8 x 8 x 8, of one step: K and V.
+  int step_products() const {
+    return v.matrix ? 2 * words : 0;
   }
   int passes() const {
     int pass = v.heads;
@@ -171,7 +195,7 @@ bool check_counters(const HostCase& c) {
   CHECK(lockstep::traffic("table").load_bytes == work.table_entries * 128);
   CHECK(
       q.load_bytes ==
-      simdgroups * u64(32 * d.v.heads * d.elems) * dtype_bytes(c.q_dtype));
+      simdgroups * u64(32 * d.q_elems()) * dtype_bytes(c.q_dtype));
   const std::uint64_t out_bytes =
       rows * u64(c.head_dim) * dtype_bytes(c.q_dtype);
   CHECK(q.distinct_load_bytes == out_bytes);
@@ -188,20 +212,23 @@ bool check_counters(const HostCase& c) {
   CHECK(ops.simdgroup_barriers == 0);
   CHECK(
       ops.threadgroup_barriers == simdgroups * u64(32 * (2 * d.passes() - 1)));
-  // Exponentials: of the scores, one a simdgroup's lane at its end, those of
-  // the merge of simdgroups; the rest are rescales, which cost shuffles too.
+  CHECK(ops.products == 32 * work.steps * u64(d.step_products()));
+  // Exponentials: of the scores, of a simdgroup's lanes at their end, of the
+  // merge of simdgroups; the rest are rescales, which cost shuffles too.
   const std::uint64_t merge_exps =
       rows * u64(plan.num_splits * (c.head_dim / 4) * d.token_simdgroups);
-  const std::uint64_t fixed_exps =
-      32 * u64(d.scores) * work.steps + 32 * simdgroups + merge_exps;
+  const std::uint64_t fixed_exps = 32 * u64(d.scores) * work.steps +
+                                   32 * simdgroups * u64(d.end_exps()) +
+                                   merge_exps;
   REQUIRE(ops.exps >= fixed_exps);
-  CHECK((ops.exps - fixed_exps) % 32 == 0);
-  const std::uint64_t rescales = (ops.exps - fixed_exps) / 32;
+  const std::uint64_t rescale_exps = 32 * u64(d.rescale_exps());
+  CHECK((ops.exps - fixed_exps) % rescale_exps == 0);
+  const std::uint64_t rescales = (ops.exps - fixed_exps) / rescale_exps;
   CHECK(rescales <= work.steps);
   CHECK(
-      ops.shuffles ==
-      32 * (work.steps * u64(d.step_shuffles()) + rescales * u64(d.v.heads) +
-            simdgroups * u64(d.end_shuffles())));
+      ops.shuffles == 32 * (work.steps * u64(d.step_shuffles()) +
+                            rescales * u64(d.rescale_shuffles()) +
+                            simdgroups * u64(d.end_shuffles())));
   CHECK(
       lockstep::threadgroup_bytes() ==
       u64(launch.kernels[0].threadgroup_bytes));
@@ -279,8 +306,8 @@ TEST_CASE("counters with q of another type") {
 
 TEST_CASE("a loop iteration costs no more than the design study's") {
   std::printf(
-      "head_dim group | K/V bytes  loads 16 B  8 B  4 B | shuffles  exp2 |"
-      " a (token, KV head) in the loop\n");
+      "head_dim group | K/V bytes  loads 16 B  8 B  4 B | shuffles  exp2 "
+      "products | a (token, KV head) in the loop\n");
   for (const Floor& floor : kFloors) {
     HostCase c{
         .kv_dtype = floor.kv_dtype,
@@ -298,8 +325,9 @@ TEST_CASE("a loop iteration costs no more than the design study's") {
     const double loads_4 = 2 * parts * (d.words & 1) / rows_a_load;
     const double shuffles = parts * d.step_shuffles() / tokens;
     const double exps = parts * d.scores / tokens;
+    const double products = parts * d.step_products() / tokens;
     std::printf(
-        "%8d %5d | %8.2fx  %10.2f %4.2f %4.2f | %8.3f %5.3f |\n",
+        "%8d %5d | %8.2fx  %10.2f %4.2f %4.2f | %8.3f %5.3f %8.2f |\n",
         c.head_dim,
         c.group_size,
         parts,
@@ -307,7 +335,8 @@ TEST_CASE("a loop iteration costs no more than the design study's") {
         loads_8,
         loads_4,
         shuffles,
-        exps);
+        exps,
+        products);
     CAPTURE(c);
     CHECK(parts <= floor.kv_reads);
     CHECK(

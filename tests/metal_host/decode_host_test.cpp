@@ -83,7 +83,7 @@ TEST_CASE("one split writes the output itself") {
 }
 
 TEST_CASE("maxima that keep growing") {
-  for_each_shape({2, 8}, [&](HostCase c) {
+  for_each_shape({2, 8, 16}, [&](HostCase c) {
     c.seq_lens = {200};
     c.num_splits = 3;
     c.q_scale = 30.0f;
@@ -108,22 +108,26 @@ TEST_CASE("many short sequences") {
 }
 
 TEST_CASE("the order of threads does not change a bit") {
-  HostCase c{.group_size = 4, .num_kv_heads = 2, .seq_lens = {300, 77}};
-  c.num_splits = 3;
-  std::vector<unsigned char> first;
-  for (unsigned schedule = 0; schedule < (kFull ? 200u : 8u); ++schedule) {
-    CAPTURE(schedule);
-    HostProblem problem(c);
-    const auto launch = make_launch(problem.args());
-    if (!is_compiled_in(launch)) {
-      return;
+  for (const int group_size : {4, 8}) {
+    HostCase c{.group_size = group_size, .num_kv_heads = 2};
+    c.seq_lens = {300, 77};
+    c.num_splits = 3;
+    CAPTURE(c);
+    std::vector<unsigned char> first;
+    for (unsigned schedule = 0; schedule < (kFull ? 200u : 8u); ++schedule) {
+      CAPTURE(schedule);
+      HostProblem problem(c);
+      const auto launch = make_launch(problem.args());
+      if (!is_compiled_in(launch)) {
+        break;
+      }
+      problem.watch(launch);
+      REQUIRE_NOTHROW(problem.run(launch, schedule));
+      if (first.empty()) {
+        first = problem.result();
+      }
+      CHECK(problem.result() == first);
     }
-    problem.watch(launch);
-    REQUIRE_NOTHROW(problem.run(launch, schedule));
-    if (first.empty()) {
-      first = problem.result();
-    }
-    CHECK(problem.result() == first);
   }
 }
 
@@ -162,17 +166,20 @@ TEST_CASE("max_seq_len sizes the launch, never the result") {
 }
 
 TEST_CASE("permuting the blocks does not change a bit") {
-  HostCase c{.group_size = 4, .num_kv_heads = 2, .seq_lens = {150}};
-  HostProblem problem(c);
-  const auto launch = make_launch(problem.args());
-  if (!is_compiled_in(launch)) {
-    return;
+  for (const int group_size : {4, 8}) {
+    HostCase c{.group_size = group_size, .num_kv_heads = 2};
+    c.seq_lens = {150};
+    HostProblem problem(c);
+    const auto launch = make_launch(problem.args());
+    if (!is_compiled_in(launch)) {
+      continue;
+    }
+    problem.run(launch);
+    const auto first = problem.result();
+    problem.permute_blocks();
+    problem.run(launch);
+    CHECK(problem.result() == first);
   }
-  problem.run(launch);
-  const auto first = problem.result();
-  problem.permute_blocks();
-  problem.run(launch);
-  CHECK(problem.result() == first);
 }
 
 TEST_CASE("a head's row ends where the next head's begins") {
@@ -206,7 +213,7 @@ TEST_CASE("a head's row ends where the next head's begins") {
 
 TEST_CASE("every variant worth trying is right") {
   for (const int head_dim : {64, 128}) {
-    for (const int group_size : {1, 2, 4, 8}) {
+    for (const int group_size : {1, 2, 4, 8, 16}) {
       for (const auto& variant : metal::decode_variants(
                DType::Float16, DType::Float16, head_dim, group_size)) {
         HostCase c{.head_dim = head_dim, .group_size = group_size};

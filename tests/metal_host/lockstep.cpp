@@ -488,9 +488,10 @@ Peers simd_exchange(
     const Site& site) {
   const Fiber& fiber = *machine.current;
   Simdgroup& simdgroup = *machine.simdgroups[fiber.simdgroup];
-  ++(kind == SimdOp::Shuffle ? totals.shuffles
-     : kind == SimdOp::Vote  ? totals.votes
-                             : totals.reductions);
+  ++(kind == SimdOp::Shuffle   ? totals.shuffles
+     : kind == SimdOp::Vote    ? totals.votes
+     : kind == SimdOp::Product ? totals.products
+                               : totals.reductions);
   const uint32_t active = simdgroup.live;
   const unsigned lane = fiber.lane;
   const unsigned parity = meet(site, value, num_bytes);

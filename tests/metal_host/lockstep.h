@@ -55,7 +55,7 @@ struct KernelEntry {
 
 // --- Called by kernels, through shim/metal_stdlib ---------------------------
 
-enum class SimdOp { Reduction, Shuffle, Vote };
+enum class SimdOp { Reduction, Shuffle, Vote, Product };
 
 constexpr unsigned kSlotBytes = 64;  // of one lane in an exchange
 
@@ -115,6 +115,7 @@ struct Counters {
   uint64_t reductions;
   uint64_t shuffles;
   uint64_t votes;
+  uint64_t products;  // of 8 x 8 matrices, once a lane
   uint64_t exps;
   uint64_t threadgroup_barriers;
   uint64_t simdgroup_barriers;

@@ -28,6 +28,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 SRC = ROOT / "src/kernels/metal"
 DECODE, LAYOUT = SRC / "paged_decode.metal", SRC / "row_layout.h"
+SPLIT, MATRIX = SRC / "decode_split.h", SRC / "paged_decode_matrix.h"
 WRITE, LAUNCH = SRC / "cache_write.metal", SRC / "launch.cpp"
 VARIANTS, PLAN = SRC / "variants.cpp", ROOT / "src/plan/decode_plan.cpp"
 STATE = ROOT / "src/kernels/attention_state.h"
@@ -44,27 +45,27 @@ SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all".split()
 
 # (name, file, old, new[, which occurrence: 0 all, n the n-th])
 ERRORS = [
-    ("no barrier before the merge", DECODE, "    " + BARRIER + "\n    constexpr", "    constexpr"),
+    ("no barrier before the merge", DECODE, "    " + BARRIER + "\n    merge", "    merge"),
     ("no barrier between passes", DECODE, "    if (g0 > 0) {\n      " + BARRIER + "\n    }\n", ""),
     ("barrier orders device memory only", DECODE, "mem_threadgroup", "mem_device", 0),
-    ("barrier in simdgroup 0 only", DECODE, "    " + BARRIER + "\n    constexpr", "    if (simdgroup == 0) " + BARRIER + "\n    constexpr"),
+    ("barrier in simdgroup 0 only", DECODE, "    " + BARRIER + "\n    merge", "    if (simdgroup == 0) " + BARRIER + "\n    merge"),
     ("combine without barrier", DECODE, "  " + BARRIER + "\n  if (row > 0", "  if (row > 0"),
-    ("idle simdgroups return early", DECODE, "  while (step < end_step) {", "  if (step >= end_step) return;\n  while (step < end_step) {"),
+    ("idle simdgroups return early", DECODE, "  while (steps.has(step)) {", "  if (!steps.has(step)) return;\n  while (steps.has(step)) {"),
     ("vote in a divergent branch", DECODE, "if (simd_any(step_max > m + kLazyMax)) {", "if (step_max > m + kLazyMax && simd_any(true)) {"),
     ("tail of a block is read", LAYOUT, "if (num_left >= NumRows * kRowGroups) {", "if (num_left >= 1) {"),
     ("rows past the end not zeroed", LAYOUT, "        words[i][w] = 0;", "        words[i][w] = 0xffffffff;"),
     ("scores past the end kept", DECODE, "        x[c] = -INFINITY;", "        x[c] = 0.0f;"),
     ("mask one token off", DECODE, "row * kRowGroups + row_group >= left", "row * kRowGroups + row_group > left"),
-    ("table one entry off", DECODE, "next_block = table[(next + kTokenSimdgroups) >> step_shift];", "next_block = table[(next + kTokenSimdgroups + 1) >> step_shift];"),
-    ("first entry of the wrong split", DECODE, "    block = table[step >> step_shift];", "    block = table[0];"),
-    ("table row too short", DECODE, "size_t(seq) * p.max_blocks_per_seq;", "size_t(seq) * (p.max_blocks_per_seq - 1);"),
-    ("first entry past the table", DECODE, "if (step >> step_shift < p.max_blocks_per_seq) {", "if (true) {"),
-    ("step inside the block wrong", DECODE, "(next & step_mask) * kStep", "(step & step_mask) * kStep"),
-    ("wrong KV head", DECODE, "row_group * token_stride + kv_head * HeadDim", "row_group * token_stride"),
-    ("every simdgroup takes every step", DECODE, "const int next = step + kTokenSimdgroups;", "const int next = step + 1;"),
-    ("next K loaded past the split", DECODE, "if (c == kScores - 1 && next < end_step) {", "if (c == kScores - 1) {"),
-    ("K loaded as well as V", DECODE, "    if (next < end_step) {\n      Layout::template load_rows<Rows>(\n          v_cache", "    if (next < end_step) {\n      Layout::template load_rows<Rows>(\n          k_cache + next_at, token_stride, row_group, lane, next_left, v_words);\n      acc[0][0] = v_words[0][0] == 0x7fc54321 ? 0.0f : acc[0][0];\n      Layout::template load_rows<Rows>(\n          v_cache"),
-    ("last split stops at its size", DECODE, "if (split + 1 < p.num_splits) {", "if (true) {"),
+    ("table one entry off", SPLIT, "next_block = table[(step + Stride) >> shift];", "next_block = table[(step + Stride + 1) >> shift];"),
+    ("first entry of the wrong split", SPLIT, "s.first_block = s.table[s.first >> s.shift];", "s.first_block = s.table[0];"),
+    ("table row too short", SPLIT, "size_t(place.seq) * p.max_blocks_per_seq;", "size_t(place.seq) * (p.max_blocks_per_seq - 1);"),
+    ("first entry past the table", SPLIT, "if (s.first >> s.shift < p.max_blocks_per_seq) {", "if (true) {"),
+    ("step inside the block wrong", SPLIT, "(step & ((1 << shift) - 1)) * StepSize", "((step - Stride) & ((1 << shift) - 1)) * StepSize"),
+    ("wrong KV head", DECODE, "row_group * token_stride + place.kv_head * HeadDim", "row_group * token_stride"),
+    ("every simdgroup takes every step", DECODE, "const int next = step + kStride;", "const int next = step + 1;"),
+    ("next K loaded past the split", DECODE, "if (c == kScores - 1 && steps.has(next)) {", "if (c == kScores - 1) {"),
+    ("K loaded as well as V", DECODE, "    if (steps.has(next)) {\n      Layout::template load_rows<Rows>(\n          v_cache", "    if (steps.has(next)) {\n      Layout::template load_rows<Rows>(\n          k_cache + next_at, token_stride, row_group, lane, next_left, v_words);\n      acc[0][0] = v_words[0][0] == 0x7fc54321 ? 0.0f : acc[0][0];\n      Layout::template load_rows<Rows>(\n          v_cache"),
+    ("last split stops at its size", SPLIT, "if (place.split + 1 < p.num_splits) {", "if (true) {"),
     ("rows one too far apart", LAYOUT, "row + i * kRowGroups * row_stride", "row + (i * kRowGroups + 1) * row_stride", 0),
     ("scatter misses a step", DECODE, "int width = Lanes / 2;", "int width = Lanes / 4;"),
     ("token halves swapped", DECODE, "const float keep = upper ? s[i + h][0] : s[i][0];", "const float keep = upper ? s[i][0] : s[i + h][0];"),
@@ -73,29 +74,45 @@ ERRORS = [
     ("accumulators not rescaled", DECODE, "acc[g][j] *= rg;", "acc[g][j] *= 1.0f;"),
     ("sum not rescaled", DECODE, "      d *= r;\n      QUIRE", "      QUIRE"),
     ("never rescaled again", DECODE, "simd_any(step_max > m + kLazyMax)", "simd_any(m < -1e29f)"),
-    ("padded head written", DECODE, "if (head >= p.group_size) {\n        continue;  // padding\n      }", ""),
+    ("padded head written", SPLIT, "if (head >= p.group_size) {\n      continue;  // padding\n    }", ""),
     ("sum not initialised", DECODE, "float d = 0.0f;\n\n  const int token_stride", "float d;\n\n  const int token_stride"),
     ("accumulators not initialised", DECODE, "      acc[g][j] = 0.0f;", "      ;"),
     ("threadgroup array too small", DECODE, "tg_out[Simdgroups * kPass * HeadDim]", "tg_out[Simdgroups * kPass * HeadDim - 4]"),
     ("log-sum-exp in natural log", STATE, "max_log2 + QUIRE_STATE_LOG2(d)", "max_log2 + 0.6931f * QUIRE_STATE_LOG2(d)"),
     ("empty state gets a factor", STATE, "from_max == -QUIRE_STATE_INF ? 0.0f", "from_max == -QUIRE_STATE_INF ? 1.0f"),
-    ("one split: not divided", DECODE, "y[c] = static_cast<Q>(o[c]);\n        }\n        *re", "y[c] = static_cast<Q>(o[c] * total);\n        }\n        *re"),
-    ("one split: partials too", DECODE, "        continue;\n      }\n      if (column == 0)", "      }\n      if (column == 0)"),
-    ("two threads write the lse", DECODE, "if (column == 0) {\n        partial_lse", "if (column <= 4) {\n        partial_lse"),
-    ("out past its end", DECODE, "(out + row * HeadDim + column) = y", "(out + row * HeadDim + column + 4) = y"),
+    ("one split: not divided", SPLIT, "y[c] = static_cast<Q>(o[c]);\n      }\n      *re", "y[c] = static_cast<Q>(o[c] * total);\n      }\n      *re"),
+    ("one split: partials too", SPLIT, "      continue;\n    }\n    if (column == 0)", "    }\n    if (column == 0)"),
+    ("two threads write the lse", SPLIT, "if (column == 0) {\n      partial_lse", "if (column <= 4) {\n      partial_lse"),
+    ("out past its end", SPLIT, "(out + row * HeadDim + column) = y", "(out + row * HeadDim + column + 4) = y"),
     ("combine drops the last split", DECODE, "s0 < p.num_splits; s0", "s0 < p.num_splits - 1; s0"),
     ("combine adds empty splits", DECODE, "(w > 0.0f ? x[i] : float4(0.0f))", "x[i]"),
     ("pointer without thread", LAYOUT, "load_words(const device uint* from, thread uint* words)", "load_words(const device uint* from, uint* words)"),
     ("device dropped", LAYOUT, "load_words(const device uint* from", "load_words(const uint* from"),
     ("threadgroup pointer as device", DECODE, "threadgroup float* row =", "device float* row ="),
-    ("C-style cast", DECODE, "static_cast<Q>(o[c])", "(Q)(o[c])"),
-    ("a double", DECODE, "float total = 0.0f;", "double total = 0.0f;"),
-    ("standard library", DECODE, "total_max = kNoMax;", "total_max = std::min(0.0f, kNoMax);"),
+    ("C-style cast", SPLIT, "static_cast<Q>(o[c])", "(Q)(o[c])"),
+    ("a double", SPLIT, "float total = 0.0f;", "double total = 0.0f;"),
+    ("standard library", SPLIT, "total_max = kNoMax;", "total_max = std::min(0.0f, kNoMax);"),
     ("misspelt attribute", DECODE, "[[simdgroup_index_in_threadgroup]]", "[[simdgroup_index]]"),
     ("buffer index twice", DECODE, "[[buffer(6)]]", "[[buffer(5)]]"),
     ("16-byte load 4 bytes off", LAYOUT, "const device uint4*>(from + w)", "const device uint4*>(from + w + 1)"),
-    ("32-bit row offset", DECODE, "(size_t(block) << p.block_size_log2)", "(block << p.block_size_log2)"),
-    ("32-bit row offset of the next step", DECODE, "(size_t(next_block) << p.block_size_log2)", "(next_block << p.block_size_log2)"),
+    ("32-bit row offset", SPLIT, "(size_t(block) << block_size_log2)", "(block << block_size_log2)"),
+    ("matrix: rows and columns of another GPU", MATRIX, "(lane >> 2 & 4) | (lane >> 1 & 3)", "lane >> 2"),
+    ("matrix: q not transposed", MATRIX, "odd ? second[1] : second[0]", "second[0]"),
+    ("matrix: weights not transposed", MATRIX, "to_matrix<float>(transposed(x, row, column))", "to_matrix<float>(x)"),
+    ("matrix: transpose sends the wrong element", MATRIX, "simd_shuffle(odd ? x[0] : x[1]", "simd_shuffle(odd ? x[1] : x[0]"),
+    ("matrix: scores past the end kept", MATRIX, "x = float2(-INFINITY);", "x = float2(0.0f);"),
+    ("matrix: mask one token off", MATRIX, "row >= steps.left(step)", "row > steps.left(step)"),
+    ("matrix: only one head's maximum compared", MATRIX, "x[0] > m[0] + kLazyMax || x[1] > m[1] + kLazyMax", "x[0] > m[0] + kLazyMax"),
+    ("matrix: maximum of half the tokens", MATRIX, "return max(x, simd_shuffle_xor(x, ushort(16)));", "return x;"),
+    ("matrix: sum of half the tokens", MATRIX, "return x + simd_shuffle_xor(x, ushort(16));", "return x;"),
+    ("matrix: rescaled by another head", MATRIX, "transposed(r, row, column)[0]", "r[0]"),
+    ("matrix: accumulators not rescaled", MATRIX, "a *= row_r;", "a *= 1.0f;"),
+    ("matrix: accumulators not initialised", MATRIX, "    acc[w] = to_matrix<float>(float2(0.0f));", "    ;"),
+    ("matrix: K in place of V", MATRIX, "(v_words[0][w])", "(k_words[0][w])"),
+    ("matrix: product in divergent code", MATRIX, "      simdgroup_multiply_accumulate(\n          acc[w]", "      if (row < steps.left(step)) simdgroup_multiply_accumulate(\n          acc[w]"),
+    ("matrix: both parts serve the same heads", MATRIX, "int(simdgroup) % HeadParts * kHeads", "0"),
+    ("matrix: no barrier before the merge", MATRIX, "    " + BARRIER + "\n    merge", "    merge"),
+    ("matrix: reference without thread", MATRIX, "reinterpret_cast<thread vec<T, 2>&>", "reinterpret_cast<vec<T, 2>&>"),
     ("append writes the next slot", WRITE, "(size_t(slot) * p.num_pieces + piece) * Piece;", "(size_t(slot + 1) * p.num_pieces + piece) * Piece;"),
     ("append follows slot -1", WRITE, "if (slot < 0 || slot >= p.num_slots)", "if (slot >= p.num_slots)"),
     ("append writes K into V", WRITE, "device T* to = (pos.z == 0 ? k_cache : v_cache)", "device T* to = (pos.z == 1 ? k_cache : v_cache)"),
@@ -110,7 +127,7 @@ ERRORS = [
     ("launch: append covers half the rows", LAUNCH, "(num_pieces + threads - 1) / threads, num_rows, 2}", "(num_pieces + threads - 1) / threads, num_rows, 1}"),
     ("variants: a slice too few", SRC / "variants.h", "(group_size + heads * head_parts - 1) / (heads * head_parts)", "group_size / (heads * head_parts)"),
 ]  # fmt: skip
-CONTROL = ("no error at all", DECODE, "using namespace metal;", "using namespace metal;")
+CONTROL = ("no error at all", SPLIT, "using namespace metal;", "using namespace metal;")
 
 
 def run(command, **options):
@@ -143,6 +160,8 @@ class Trial:
         path.write_text(mutate(path.read_text(), error))
         self.on_host = error[1].suffix in (".cpp", ".h") and error[1] not in (
             LAYOUT,
+            MATRIX,
+            SPLIT,
             STATE,
         )
 

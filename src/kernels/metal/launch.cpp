@@ -17,7 +17,7 @@ constexpr int kCombineRows = 8;  // splits side by side
 constexpr int kCombineInFlight = 4;
 constexpr int kMaxColumns = 64;  // of 4 elements: the largest head_dim
 constexpr int kCopyThreads = 256;
-constexpr int kPaddedGroupSizes[] = {1, 2, 4, 8};
+constexpr int kPaddedGroupSizes[] = {1, 2, 4, 8, 16};
 
 const char* msl_type(DType dtype) {
   switch (dtype) {
@@ -61,21 +61,22 @@ decode_kernel(DType q, DType kv, int head_dim, const DecodeVariant& v) {
   KernelLaunch launch;
   launch.kernel_name =
       "quire_paged_decode_" + join("_", dtype_name(q), dtype_name(kv)) + "_d" +
-      join("", head_dim, "_h", v.heads, "_l", v.lanes, "_r", v.rows) +
+      join("", head_dim, "_h", v.heads) +
+      (v.matrix ? "_matrix" : join("", "_l", v.lanes, "_r", v.rows)) +
       join("", "_s", v.simdgroups, "_p", v.head_parts);
+  const std::string arguments = v.matrix ? join(", ", msl_type(kv), head_dim)
+                                         : join(
+                                               ", ",
+                                               msl_type(kv),
+                                               msl_type(q),
+                                               head_dim,
+                                               v.heads,
+                                               v.lanes,
+                                               v.rows);
   launch.instantiation = instantiate(
       launch.kernel_name,
-      "paged_decode",
-      join(
-          ", ",
-          msl_type(kv),
-          msl_type(q),
-          head_dim,
-          v.heads,
-          v.lanes,
-          v.rows,
-          v.simdgroups,
-          v.head_parts));
+      v.matrix ? "paged_decode_matrix" : "paged_decode",
+      join(", ", arguments, v.simdgroups, v.head_parts));
   launch.num_threads = {32, v.simdgroups, 1};
   launch.threadgroup_bytes = v.threadgroup_bytes(head_dim);
   return launch;
@@ -377,7 +378,10 @@ variant_kernels(DType q_dtype, DType kv_dtype, int head_dim) {
   for (const int group_size : kPaddedGroupSizes) {
     for (const DecodeVariant& variant :
          decode_variants(q_dtype, kv_dtype, head_dim, group_size)) {
-      kernels.push_back(decode_kernel(q_dtype, kv_dtype, head_dim, variant));
+      auto kernel = decode_kernel(q_dtype, kv_dtype, head_dim, variant);
+      if (std::find(kernels.begin(), kernels.end(), kernel) == kernels.end()) {
+        kernels.push_back(std::move(kernel));
+      }
     }
   }
   return kernels;

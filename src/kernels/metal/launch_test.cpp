@@ -47,13 +47,17 @@ void for_each_variant(Visit visit) {
 }  // namespace
 
 TEST_CASE("every variant is one that the kernel's static_asserts accept") {
-  for_each_variant([](DType, DType kv, int head_dim, int group, auto v) {
+  for_each_variant([](DType q, DType kv, int head_dim, int group, auto v) {
     const int kv_bytes = static_cast<int>(dtype_bytes(kv));
     REQUIRE(head_dim % v.lanes == 0);
     REQUIRE(head_dim / v.lanes * kv_bytes % 4 == 0);
-    REQUIRE(v.heads <= v.lanes);
+    REQUIRE((v.matrix || v.heads <= v.lanes));
     REQUIRE(v.lanes <= 32);
     REQUIRE(v.simdgroups % v.head_parts == 0);
+    if (v.matrix) {
+      REQUIRE((q == kv && kv_bytes == 2 && v.heads == 8));
+      REQUIRE((v.lanes == 4 && v.rows == 1));
+    }
     // Steps divide the smallest block, splits the round robin of simdgroups.
     REQUIRE(kMinBlockSize % v.step_size() == 0);
     REQUIRE(kSplitGranule % (v.step_size() * v.simdgroups / v.head_parts) == 0);
@@ -61,7 +65,7 @@ TEST_CASE("every variant is one that the kernel's static_asserts accept") {
     const int served = v.heads * v.head_parts;
     REQUIRE(v.num_head_slices(group) * served >= group);
     REQUIRE((v.num_head_slices(group) - 1) * served < group);
-    REQUIRE(v.heads * head_dim / v.lanes <= 40);
+    REQUIRE(v.heads * head_dim / (v.matrix ? 32 : v.lanes) <= 40);
   });
 }
 

@@ -22,36 +22,16 @@
 // Memory  Heads * HeadDim / Lanes accumulators a lane, 40 at most (48 spilled
 //         on another vendor's lanes); threadgroup memory 16.9 KB at most.
 // Bytes   Each byte of K and V once per KV head and slice, the tail included,
-//         nothing past seq_len. Bound by memory up to 4 heads a simdgroup.
+//         nothing past seq_len. Bound by memory up to 4 heads a simdgroup; for
+//         more there is paged_decode_matrix.h.
 // Host    split_size is a multiple of 64, hence of every step times the
 //         simdgroups; the block size is a power of two and at least a step.
 //
 // Apple hardware has not run it yet.
 #include <metal_stdlib>
 
-#include "kernels/attention_state.h"
-#include "kernels/metal/params.h"
-#include "kernels/metal/row_layout.h"
-
-using namespace metal;
-
-/// A maximum below every logit. Finite, so that differences need no check.
-QUIRE_CONST float kNoMax = -1e30f;
-
-/// How far a maximum may grow, in base 2, before the accumulators are rescaled.
-/// Weights stay below 2^8: far from overflow, and the sum loses no precision.
-QUIRE_CONST float kLazyMax = 8.0f;
-
-METAL_FUNC constexpr int log2_of(int x) {
-  return x > 1 ? 1 + log2_of(x / 2) : 0;
-}
-
-/// Heads merged at a time, so that threadgroup memory stays near 16 KB.
-METAL_FUNC constexpr int heads_a_pass(int head_dim, int heads, int simdgroups) {
-  return heads > 1 && simdgroups * heads * head_dim > 4096
-             ? heads_a_pass(head_dim, heads / 2, simdgroups)
-             : heads;
-}
+#include "kernels/metal/decode_split.h"
+#include "kernels/metal/paged_decode_matrix.h"
 
 /// Sums Count * Heads partial dots over Lanes lanes. Halves the number of live
 /// sums at each step, heads first: a lane keeps its heads in xor order (index g
@@ -148,7 +128,7 @@ paged_decode(
   constexpr int kCount = Rows < kHeadLanes ? Rows : kHeadLanes;
   constexpr int kScores = Rows / kCount;        // scores a lane owns
   constexpr int kCopies = kHeadLanes / kCount;  // lanes that own the same score
-  constexpr int kTokenSimdgroups = Simdgroups / HeadParts;
+  constexpr int kStride = Simdgroups / HeadParts;
   constexpr int kPass = heads_a_pass(HeadDim, Heads, Simdgroups);
   static_assert(
       Heads <= Lanes && Lanes <= 32 && Simdgroups % HeadParts == 0, "shape");
@@ -156,45 +136,27 @@ paged_decode(
   threadgroup float tg_max[Simdgroups * Heads];
   threadgroup float tg_sum[Simdgroups * Heads];
 
-  const int kv_head = int(group_pos.x) / p.num_head_slices;
-  const int slice = int(group_pos.x) - kv_head * p.num_head_slices;
-  const int slice_head = slice * (Heads * HeadParts);
-  const int split = group_pos.y;
-  const int seq = group_pos.z;
+  const Place place = place_of(group_pos, p.num_head_slices, Heads * HeadParts);
   const int part = int(simdgroup) % HeadParts;
   const int row_group = int(simd_lane) / Lanes;
   const int lane = int(simd_lane) % Lanes;
   const int own_head = lane / kHeadLanes;
   const ushort first_lane = ushort(simd_lane & uint(32 - Lanes));
 
-  // The first table entry does not wait for the length.
-  const device int* table = block_table + size_t(seq) * p.max_blocks_per_seq;
-  const int step_shift = p.block_size_log2 - log2_of(kStep);
-  const int step_mask = (1 << step_shift) - 1;
-  const int steps_a_split = p.split_size / kStep;
-  int step = split * steps_a_split + int(simdgroup) / HeadParts;
-  int block = 0;
-  if (step >> step_shift < p.max_blocks_per_seq) {
-    block = table[step >> step_shift];
-  }
-  const int seq_len =
-      min(seq_lens[seq], p.max_blocks_per_seq << p.block_size_log2);
-  int end_step = (seq_len + kStep - 1) / kStep;
-  if (split + 1 < p.num_splits) {
-    end_step = min(end_step, (split + 1) * steps_a_split);
-  }
+  Steps<kStep, kStride> steps = steps_of<kStep, kStride>(
+      block_table, seq_lens, place, int(simdgroup) / HeadParts, p);
 
   // Index g of a lane is head g ^ own_head of its part, see reduce_scatter.
   uint q_words[Heads][kQWords];
   QUIRE_UNROLL
   for (int g = 0; g < Heads; ++g) {
     const int head =
-        min(slice_head + part * Heads + (g ^ own_head), p.group_size - 1);
-    const device Q* row =
-        q +
-        (size_t(seq) * p.num_q_heads + kv_head * p.group_size + head) *
-            HeadDim +
-        Layout::begin(lane);
+        min(place.slice_head + part * Heads + (g ^ own_head), p.group_size - 1);
+    const device Q* row = q +
+                          (size_t(place.seq) * p.num_q_heads +
+                           place.kv_head * p.group_size + head) *
+                              HeadDim +
+                          Layout::begin(lane);
     if (sizeof(T) == 4) {
       QUIRE_UNROLL
       for (int j = 0; j < kElems; ++j) {
@@ -218,32 +180,26 @@ paged_decode(
 
   const int token_stride = p.num_kv_heads * HeadDim;
   const int lane_offset =
-      row_group * token_stride + kv_head * HeadDim + Layout::begin(lane);
+      row_group * token_stride + place.kv_head * HeadDim + Layout::begin(lane);
   uint k_words[Rows][kWords];
   uint v_words[Rows][kWords];
-  int next_block = 0;
-  if (step < end_step) {
-    if (step + kTokenSimdgroups < end_step) {
-      next_block = table[(step + kTokenSimdgroups) >> step_shift];
-    }
+  int step = steps.first;
+  if (steps.has(step)) {
+    steps.look_ahead(step);
     const size_t at =
-        ((size_t(block) << p.block_size_log2) + (step & step_mask) * kStep) *
-            token_stride +
-        lane_offset;
-    const int left = seq_len - step * kStep;
+        steps.row(step, steps.first_block) * token_stride + lane_offset;
+    const int left = steps.left(step);
     Layout::template load_rows<Rows>(
         k_cache + at, token_stride, row_group, lane, left, k_words);
     Layout::template load_rows<Rows>(
         v_cache + at, token_stride, row_group, lane, left, v_words);
   }
-  while (step < end_step) {
-    const int left = seq_len - step * kStep;
-    const int next = step + kTokenSimdgroups;
-    const int next_left = seq_len - next * kStep;
-    const size_t next_at = ((size_t(next_block) << p.block_size_log2) +
-                            (next & step_mask) * kStep) *
-                               token_stride +
-                           lane_offset;
+  while (steps.has(step)) {
+    const int left = steps.left(step);
+    const int next = step + kStride;
+    const int next_left = steps.left(next);
+    const size_t next_at =
+        steps.row(next, steps.next_block) * token_stride + lane_offset;
     float x[kScores];
     float step_max = -INFINITY;
     QUIRE_UNROLL
@@ -254,10 +210,8 @@ paged_decode(
         partial_dots<T, QReg, Heads, kElems>(
             q_words, k_words[c * kCount + i], dots[i]);
       }
-      if (c == kScores - 1 && next < end_step) {
-        if (next + kTokenSimdgroups < end_step) {
-          next_block = table[(next + kTokenSimdgroups) >> step_shift];
-        }
+      if (c == kScores - 1 && steps.has(next)) {
+        steps.look_ahead(next);
         Layout::template load_rows<Rows>(
             k_cache + next_at,
             token_stride,
@@ -314,7 +268,7 @@ paged_decode(
         }
       }
     }
-    if (next < end_step) {
+    if (steps.has(next)) {
       Layout::template load_rows<Rows>(
           v_cache + next_at, token_stride, row_group, lane, next_left, v_words);
     }
@@ -381,54 +335,17 @@ paged_decode(
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    constexpr int kColumns = HeadDim / 4;
-    for (int e = int(simdgroup) * 32 + int(simd_lane);
-         e < HeadParts * kPass * kColumns;
-         e += Simdgroups * 32) {
-      const int part_of_e = e / (kPass * kColumns);
-      const int g = e / kColumns % kPass;
-      const int column = e % kColumns * 4;
-      const int head = slice_head + part_of_e * Heads + g0 + g;
-      if (head >= p.group_size) {
-        continue;  // padding
-      }
-      float total_max = kNoMax;
-      QUIRE_UNROLL
-      for (int t = 0; t < kTokenSimdgroups; ++t) {
-        total_max = max(
-            total_max, tg_max[(t * HeadParts + part_of_e) * Heads + g0 + g]);
-      }
-      float4 o = float4(0.0f);
-      float total = 0.0f;
-      QUIRE_UNROLL
-      for (int t = 0; t < kTokenSimdgroups; ++t) {
-        const int sg = t * HeadParts + part_of_e;
-        const float r = rescale_factor(tg_max[sg * Heads + g0 + g], total_max);
-        total += r * tg_sum[sg * Heads + g0 + g];
-        o += r * *reinterpret_cast<const threadgroup float4*>(
-                     tg_out + (sg * kPass + g) * HeadDim + column);
-      }
-      const size_t row =
-          size_t(seq) * p.num_q_heads + kv_head * p.group_size + head;
-      const size_t partial = row * p.num_splits + split;
-      o *= inverse_denominator(total);
-      if (p.num_splits == 1) {
-        vec<Q, 4> y;
-        QUIRE_UNROLL
-        for (int c = 0; c < 4; ++c) {
-          y[c] = static_cast<Q>(o[c]);
-        }
-        *reinterpret_cast<device vec<Q, 4>*>(out + row * HeadDim + column) = y;
-        continue;
-      }
-      if (column == 0) {
-        partial_lse[partial] = state_lse_log2(total_max, total);
-      }
-      if (total > 0.0f) {
-        *reinterpret_cast<device float4*>(
-            partial_out + partial * HeadDim + column) = o;
-      }
-    }
+    merge_simdgroups<Q, HeadDim, Heads, kPass, Simdgroups, HeadParts>(
+        g0,
+        simdgroup * 32 + simd_lane,
+        place,
+        tg_out,
+        tg_max,
+        tg_sum,
+        partial_out,
+        partial_lse,
+        out,
+        p);
   }
 }
 

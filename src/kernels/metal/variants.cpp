@@ -7,7 +7,8 @@ namespace quire::metal {
 namespace {
 
 constexpr int kSimdgroups = 8;
-constexpr int kMaxHeads = 8;            // 16 in one simdgroup: 47 % slower
+constexpr int kMaxHeads = 8;  // 16 in one simdgroup: 47 % slower
+constexpr int kMatrixHeads = 8;
 constexpr int kMaxAccumulators = 40;    // a lane; 48 spilled
 constexpr int kMaxStateBytes = 256;     // a lane: accumulators and q
 constexpr int kMaxKBytesInFlight = 96;  // a lane
@@ -59,6 +60,17 @@ lanes_a_row(DType q_dtype, DType kv_dtype, int head_dim, int heads) {
   return lanes;
 }
 
+// Matrices of 8 heads: fewer would be padded, at twice the products of a group
+// of 4, which memory bounds. Both operands of a product have one type.
+bool multiplies_matrices(
+    DType q_dtype,
+    DType kv_dtype,
+    int head_dim,
+    int group_size) {
+  return q_dtype == kv_dtype && kv_dtype != DType::Float32 &&
+         kMatrixHeads * head_dim / 32 <= kMaxAccumulators && group_size > 4;
+}
+
 }  // namespace
 
 int DecodeVariant::threadgroup_bytes(int head_dim) const {
@@ -77,6 +89,19 @@ bool is_supported_head_dim(int head_dim) {
 
 std::vector<DecodeVariant>
 decode_variants(DType q_dtype, DType kv_dtype, int head_dim, int group_size) {
+  std::vector<DecodeVariant> variants;
+  if (multiplies_matrices(q_dtype, kv_dtype, head_dim, group_size)) {
+    DecodeVariant matrix{
+        .heads = kMatrixHeads,
+        .lanes = 4,
+        .rows = 1,
+        .simdgroups = kSimdgroups,
+        .head_parts = group_size > kMatrixHeads ? 2 : 1,
+        .matrix = true};
+    variants.push_back(matrix);
+    matrix.simdgroups /= 2;
+    variants.push_back(matrix);
+  }
   int heads = 1;
   while (heads < std::min(group_size, kMaxHeads)) {
     heads *= 2;
@@ -94,7 +119,7 @@ decode_variants(DType q_dtype, DType kv_dtype, int head_dim, int group_size) {
       .rows = rows_a_lane(*lanes, head_dim, kv_dtype),
       .simdgroups = kSimdgroups,
       .head_parts = head_parts};
-  std::vector<DecodeVariant> variants = {best};
+  variants.push_back(best);
   const auto add_half_step = [&](DecodeVariant variant) {
     variant.rows /= 2;
     if (variant.rows > 0) {

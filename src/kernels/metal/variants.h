@@ -8,13 +8,14 @@
 
 namespace quire::metal {
 
-/** The template arguments of paged_decode besides types and head_dim. */
+/** Which kernel, and its template arguments besides types and head_dim. */
 struct DecodeVariant {
   int heads;       // query heads a simdgroup serves: 1, 2, 4 or 8
   int lanes;       // lanes that share a token's row: 8, 16 or 32
   int rows;        // rows a lane holds in a step
   int simdgroups;  // of a threadgroup
   int head_parts;  // simdgroups side by side, each with its own query heads
+  bool matrix = false;  // paged_decode_matrix: 8 heads, 4 lanes, 1 row
 
   /** Tokens of one step of a simdgroup. */
   int step_size() const {

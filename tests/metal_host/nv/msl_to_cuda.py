@@ -60,7 +60,9 @@ def launcher(name, call, parameters, threads):
                 f"Argument{{buffers[{slot[1]}]}}",
                 f"nv::{kind}(slots.slot[{slot[1]}])",
             )
-    bounds = f"__launch_bounds__({threads}, {512 // threads}) " if threads else ""
+    # Threads of a multiprocessor: a matrix takes twice the registers here.
+    resident = 384 if "_matrix_s4" in name else 512
+    bounds = f"__launch_bounds__({threads}, {resident // threads}) " if threads else ""
     return (
         f"__global__ void {bounds}launch_{name}(const __grid_constant__ nv::Slots slots)"
         f" {{ const nv::ThreadIds ids; {kernel}{call[len(kernel):]}({arguments}); }}\n"
@@ -107,6 +109,7 @@ def main():
             f"namespace msl_{options.table} {{\nusing namespace metal;\n"
             "using metal::max;\nusing metal::min;\nusing metal::log2;\n"
             "typedef nv::Half half;\ntypedef nv::BFloat bfloat;\n"
+            "typedef metal::vec<float, 2> float2;\n"
             "typedef metal::vec<float, 4> float4;\ntypedef metal::vec<uint, 2> uint2;\n"
             "typedef metal::vec<uint, 4> uint4;\ntypedef nv::Id3 uint3;\n"
             f"{to_cuda(source)}\n{body}}}\n"

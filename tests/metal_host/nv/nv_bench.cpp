@@ -171,7 +171,14 @@ class Cell {
               (variant.simdgroups * num_seqs_ *
                metal::groups_per_split(args.params, variant)));
       for (const int num_splits :
-           {0, wave / 2, wave, wave * 3 / 2, wave * 2, wave * 3, wave * 4}) {
+           {0,
+            wave / 2,
+            wave * 3 / 4,
+            wave,
+            wave * 3 / 2,
+            wave * 2,
+            wave * 3,
+            wave * 4}) {
         args.params.num_splits = num_splits;
         const metal::DecodeLaunch launch =
             make_launch(args, variant, num_cores_);
@@ -216,7 +223,8 @@ class Cell {
           best = {
               t,
               std::to_string(variant.lanes) + " lanes, " +
-                  std::to_string(variant.rows) + " rows, " +
+                  std::to_string(variant.rows) +
+                  (variant.matrix ? " rows, matrices, " : " rows, ") +
                   std::to_string(variant.simdgroups) + " simdgroups, " +
                   std::to_string(made) + " splits"};
         }

@@ -45,6 +45,17 @@ struct Id3 {
   NV_FN Id3(uint x_, uint y_, uint z_) : x(x_), y(y_), z(z_) {}
 };
 
+/// A warp's lanes are renamed, so that Apple's layout of an 8 x 8 matrix is
+/// that of a fragment here: the row is bits 1, 2 and 4 of an Apple lane and 2,
+/// 3 and 4 of a warp's, the column bits 0 and 3, and 0 and 1.
+NV_FN uint msl_lane(uint lane) {
+  return (lane & 17) | (lane >> 1 & 6) | (lane << 2 & 8);
+}
+/// The inverse, of a lane or of an xor mask.
+NV_FN uint warp_lane(uint lane) {
+  return (lane & 17) | (lane & 6) << 1 | (lane & 8) >> 2;
+}
+
 struct ThreadIds {
   Id3 threadgroup_position{blockIdx.x, blockIdx.y, blockIdx.z};
   Id3 threadgroups_per_grid{gridDim.x, gridDim.y, gridDim.z};
@@ -58,7 +69,7 @@ struct ThreadIds {
       threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
   // The same in all lanes, and the compiler may know it.
   uint simdgroup_index = __shfl_sync(~0u, index_in_threadgroup / 32, 0);
-  uint simd_lane = index_in_threadgroup % 32;
+  uint simd_lane = msl_lane(index_in_threadgroup % 32);
 };
 
 struct Pointer {
@@ -105,6 +116,8 @@ template <class T>
 struct alignas(sizeof(T) * 2) vec<T, 2> {
   T x, y;
   vec() = default;
+  NV_FN explicit vec(T s) : x(s), y(s) {}
+  NV_FN vec(T a, T b) : x(a), y(b) {}
   NV_FN T& operator[](int i) {
     return (&x)[i];
   }
@@ -134,6 +147,10 @@ NV_FN Float4& operator+=(Float4& a, Float4 b) {
 }
 NV_FN Float4& operator*=(Float4& a, float s) {
   return a = s * a;
+}
+
+NV_FN vec<float, 2>& operator*=(vec<float, 2>& a, float s) {
+  return a = {s * a.x, s * a.y};
 }
 
 template <bool B, class T, class F>
@@ -173,11 +190,11 @@ NV_FN int min(int a, int b) {
 
 template <class T>
 NV_FN T simd_shuffle_xor(T x, ushort mask) {
-  return __shfl_xor_sync(~0u, x, mask);
+  return __shfl_xor_sync(~0u, x, nv::warp_lane(mask));
 }
 template <class T>
 NV_FN T simd_shuffle(T x, ushort lane) {
-  return __shfl_sync(~0u, x, lane);
+  return __shfl_sync(~0u, x, nv::warp_lane(lane));
 }
 NV_FN bool simd_any(bool x) {
   return __any_sync(~0u, x);
@@ -195,6 +212,100 @@ NV_FN float simd_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(~0u, x, v));
   }
   return x;
+}
+
+/// A lane holds (row, column) and (row, column + 1), see nv::msl_lane().
+template <class T, int Columns, int Rows>
+struct simdgroup_matrix {
+  static_assert(Columns == 8 && Rows == 8, "8 x 8");
+  vec<T, 2> elements;
+  NV_FN vec<T, 2>& thread_elements() {
+    return elements;
+  }
+};
+
+}  // namespace metal
+
+namespace nv {
+
+template <class T>
+NV_FN uint word_of(metal::vec<T, 2> x) {
+  return x.x.bits | uint{x.y.bits} << 16;
+}
+/// The transpose of an 8 x 8 matrix: mma's B operand is laid out so.
+NV_FN uint transposed(uint x) {
+  uint y;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+/// d += a * b, 8 x 8 each: the first 8 of the 16 rows of an m16n8k8. The other
+/// rows are zero, and so are d[2] and d[3].
+NV_FN void add_product(float (&d)[4], uint a, uint b, Half) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a), "r"(0), "r"(b));
+}
+NV_FN void add_product(float (&d)[4], uint a, uint b, BFloat) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a), "r"(0), "r"(b));
+}
+/// The same of TF32: 11 bits of a float, all of a half or bfloat. Elements 0
+/// and 1 of a lane are columns of a and rows of b that the fragment calls t and
+/// t + 4; that is another order of the sum.
+NV_FN void add_product(float (&d)[4], const uint (&a)[2], const uint (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(0), "r"(a[1]), "r"(0), "r"(b[0]), "r"(b[1]));
+}
+
+}  // namespace nv
+
+namespace metal {
+
+template <class T>
+NV_FN void simdgroup_multiply_accumulate(
+    simdgroup_matrix<float, 8, 8>& d,
+    simdgroup_matrix<T, 8, 8> a,
+    simdgroup_matrix<T, 8, 8> b,
+    simdgroup_matrix<float, 8, 8> c) {
+  float sum[4] = {c.elements.x, c.elements.y, 0.0f, 0.0f};
+  nv::add_product(
+      sum,
+      nv::word_of(a.elements),
+      nv::transposed(nv::word_of(b.elements)),
+      T());
+  d.elements = {sum[0], sum[1]};
+}
+/// There is no product of float and half here: the float is taken as the sum
+/// of two TF32, which keeps 22 of its 24 bits.
+template <class T>
+NV_FN void simdgroup_multiply_accumulate(
+    simdgroup_matrix<float, 8, 8>& d,
+    simdgroup_matrix<float, 8, 8> a,
+    simdgroup_matrix<T, 8, 8> b,
+    simdgroup_matrix<float, 8, 8> c) {
+  const uint word = nv::transposed(nv::word_of(b.elements));
+  uint high[2];
+  uint low[2];
+  uint columns[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const float x = a.elements[e];
+    high[e] = __float_as_uint(x) & 0xffffe000u;
+    low[e] = __float_as_uint(x - __uint_as_float(high[e]));
+    T element;
+    element.bits = static_cast<unsigned short>(word >> (16 * e));
+    columns[e] = __float_as_uint(element);
+  }
+  float sum[4] = {c.elements.x, c.elements.y, 0.0f, 0.0f};
+  nv::add_product(sum, high, columns);
+  nv::add_product(sum, low, columns);
+  d.elements = {sum[0], sum[1]};
 }
 
 enum class mem_flags { mem_none = 0, mem_device = 1, mem_threadgroup = 2 };
