@@ -28,6 +28,14 @@ function(quire_target target)
         ${target}
         PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wno-maybe-uninitialized>)
     endif()
+    # gcc says by a macro that it sanitizes, clang 19 does not yet.
+    if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+      if(QUIRE_SANITIZE MATCHES "address")
+        target_compile_definitions(${target} PRIVATE __SANITIZE_ADDRESS__=1)
+      elseif(QUIRE_SANITIZE MATCHES "thread")
+        target_compile_definitions(${target} PRIVATE __SANITIZE_THREAD__=1)
+      endif()
+    endif()
     target_compile_options(
       ${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${QUIRE_SANITIZE}
                         -fno-sanitize-recover=all -fno-omit-frame-pointer>)
