@@ -55,10 +55,15 @@ function(quire_fold target)
   endforeach()
 endfunction()
 
-# quire_test(NAME LABEL SOURCES... [LINK TARGETS...]): one doctest program,
-# one ctest entry a test case.
+# quire_test(NAME LABEL SOURCES... [COST N] [LINK TARGETS...]): one doctest
+# program, one ctest entry a test case. Tests of the highest cost start first,
+# so that no long one is left alone at the end; N is about the seconds that the
+# program's longest case takes.
 function(quire_test name label)
-  cmake_parse_arguments(arg "" "" "LINK" ${ARGN})
+  cmake_parse_arguments(arg "" "COST" "LINK" ${ARGN})
+  if(NOT arg_COST)
+    set(arg_COST 0)
+  endif()
   add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
   quire_target(${name})
   target_link_libraries(${name} PRIVATE ${arg_LINK} doctest::doctest
@@ -77,6 +82,8 @@ function(quire_test name label)
     PROPERTIES
     LABELS
     "${label}"
+    COST
+    ${arg_COST}
     ADD_LABELS
     0)
 endfunction()
