@@ -244,3 +244,11 @@ TEST_CASE("pools of more than 2^31 elements") {
     CHECK(testing::check_case(c, {&backend, 1}) == "");
   }
 }
+
+TEST_CASE("maxima that grow past a float's exponent") {
+  for (const int group_size : {4, 8}) {
+    HostCase c{.group_size = group_size, .seq_lens = {300}};
+    c.q_scale = 150.0f;
+    check(c);
+  }
+}

@@ -121,10 +121,14 @@ class Lint:
         tokens = [t.spelling for t in cursor.get_tokens()]
         text = " ".join(tokens)
         target = re.search(r"_cast\s*<(.*?)>\s*\(", text)
-        if target and "*" in target[1] and not SPACES & set(target[1].split()):
+        if (
+            target
+            and {"*", "&"} & set(target[1])
+            and not SPACES & set(target[1].split())
+        ):
             self.report(
                 cursor.extent.start.line,
-                "cast to a pointer without an address space",
+                "cast to a pointer or reference without an address space",
             )
 
     def check_recursion(self, cursor):
