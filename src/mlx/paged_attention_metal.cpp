@@ -14,19 +14,48 @@
 namespace quire {
 namespace {
 
-metal::DecodeVariant variant_of(const DecodeSignature& c) {
-  return metal::default_variant(
+metal::DecodeLaunch launch_of(
+    const DecodeSignature& c,
+    const DecodePlan& plan,
+    const metal::DecodeVariant& variant) {
+  return metal::make_decode_launch(
+      c.params, c.q_dtype, c.kv_dtype, plan, variant);
+}
+
+struct CompiledVariant {
+  metal::DecodeVariant variant;
+  KernelSupport support;
+};
+
+// Compiles a variant's kernels: the number of splits is known only when the op
+// runs, and may change from step to step.
+KernelSupport compile(
+    const DecodeSignature& c,
+    const metal::DecodeVariant& variant) {
+  const DecodePlan two_splits{.num_splits = 2, .split_size = kSplitGranule};
+  for (const auto& kernel : launch_of(c, two_splits, variant).kernels) {
+    if (KernelSupport compiled = compile_metal_kernel(kernel); !compiled.ok) {
+      return compiled;
+    }
+  }
+  return {true, ""};
+}
+
+// The first variant that this system's compiler takes, or the default and why
+// it is refused: a system without matrices of bfloat, say, still has the other
+// kernel. Compiled kernels and refusals are kept, so that it is decided once.
+CompiledVariant choose_variant(const DecodeSignature& c) {
+  const auto variants = metal::decode_variants(
       c.q_dtype,
       c.kv_dtype,
       c.params.head_dim,
       c.params.num_q_heads / c.params.num_kv_heads);
-}
-
-metal::DecodeLaunch launch_of(
-    const DecodeSignature& c,
-    const DecodePlan& plan) {
-  return metal::make_decode_launch(
-      c.params, c.q_dtype, c.kv_dtype, plan, variant_of(c));
+  for (const metal::DecodeVariant& variant : variants) {
+    if (KernelSupport compiled = compile(c, variant); compiled.ok) {
+      return {variant, compiled};
+    }
+  }
+  return {variants.front(), compile(c, variants.front())};
 }
 
 }  // namespace
@@ -35,20 +64,13 @@ const char* gpu_kernel_name() {
   return "metal";
 }
 
-// Compiles both kernels, so that a fallback is still possible: the number of
-// splits is known only when the op runs, and may change from step to step.
+// Compiles the kernels, so that a fallback is still possible.
 KernelSupport gpu_supports_paged_attention(const DecodeSignature& c) {
   const metal::Support support = metal::supports_paged_decode(c.params);
   if (!support.ok) {
     return {false, support.reason};
   }
-  const DecodePlan two_splits{.num_splits = 2, .split_size = kSplitGranule};
-  for (const auto& kernel : launch_of(c, two_splits).kernels) {
-    if (KernelSupport compiled = compile_metal_kernel(kernel); !compiled.ok) {
-      return compiled;
-    }
-  }
-  return {true, ""};
+  return choose_variant(c).support;
 }
 
 void PagedAttention::eval_gpu(
@@ -70,14 +92,15 @@ void PagedAttention::eval_gpu(
     check_decode_step(c.params, max_seq_len_, block_table, seq_lens, stream());
   }
   out.set_data(mx::allocator::malloc(out.nbytes()));
+  const metal::DecodeVariant variant = choose_variant(c).variant;
   const DecodePlan plan = make_decode_plan(
       {.num_seqs = c.params.num_seqs,
        .max_seq_len = max_seq_len_ > 0 ? std::min(max_seq_len_, table_tokens)
                                        : table_tokens,
-       .groups_per_split = metal::groups_per_split(c.params, variant_of(c)),
+       .groups_per_split = metal::groups_per_split(c.params, variant),
        .num_splits = num_splits_},
       metal_decode_device());
-  const metal::DecodeLaunch launch = launch_of(c, plan);
+  const metal::DecodeLaunch launch = launch_of(c, plan, variant);
 
   mx::array workspace(
       {static_cast<int>(launch.workspace_bytes / 4)}, mx::float32, nullptr, {});

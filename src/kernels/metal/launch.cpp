@@ -73,6 +73,7 @@ decode_kernel(DType q, DType kv, int head_dim, const DecodeVariant& v) {
                                                v.heads,
                                                v.lanes,
                                                v.rows);
+  launch.matrices = v.matrix;
   launch.instantiation = instantiate(
       launch.kernel_name,
       v.matrix ? "paged_decode_matrix" : "paged_decode",
@@ -131,10 +132,13 @@ void set_pieces(KernelLaunch& launch, int num_pieces, int num_rows) {
 }  // namespace
 
 std::string kernel_text(const KernelLaunch& launch) {
-  const char* source = launch.source == Source::PagedDecode
-                           ? paged_decode_source()
-                           : cache_write_source();
-  return source + launch.instantiation;
+  if (launch.source == Source::CacheWrite) {
+    return cache_write_source() + launch.instantiation;
+  }
+  // A compiler that refuses matrices must not refuse the other kernels for
+  // them.
+  return (launch.matrices ? "" : "#define QUIRE_WITHOUT_MATRICES\n") +
+         std::string(paged_decode_source()) + launch.instantiation;
 }
 
 Support supports_paged_decode(const DecodeParams& params) {

@@ -60,6 +60,7 @@ enum class Source { PagedDecode, CacheWrite };
 /** One dispatch. */
 struct KernelLaunch {
   Source source = Source::PagedDecode;
+  bool matrices = false;      // the kernel multiplies them
   std::string kernel_name;    // the host name; names its library as well
   std::string instantiation;  // text to append to the source, may be empty
   std::vector<BufferBinding> buffers;   // in slot order

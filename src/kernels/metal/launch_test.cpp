@@ -47,6 +47,12 @@ void for_each_variant(Visit visit) {
 }  // namespace
 
 TEST_CASE("every variant is one that the kernel's static_asserts accept") {
+  CHECK(default_variant(DType::Float16, DType::Float16, 128, 8).matrix);
+  CHECK(default_variant(DType::BFloat16, DType::BFloat16, 80, 5).matrix);
+  CHECK_FALSE(default_variant(DType::Float16, DType::Float16, 128, 4).matrix);
+  CHECK_FALSE(default_variant(DType::Float16, DType::Float16, 256, 8).matrix);
+  CHECK_FALSE(default_variant(DType::Float32, DType::Float32, 64, 8).matrix);
+  CHECK_FALSE(default_variant(DType::Float32, DType::Float16, 64, 8).matrix);
   for_each_variant([](DType q, DType kv, int head_dim, int group, auto v) {
     const int kv_bytes = static_cast<int>(dtype_bytes(kv));
     REQUIRE(head_dim % v.lanes == 0);
@@ -203,6 +209,11 @@ TEST_CASE("the embedded source stands alone and names every kernel") {
   for (const KernelLaunch& kernel : all_kernels()) {
     CHECK(names.insert(kernel.kernel_name).second);
     CHECK(kernel_text(kernel).find(kernel.kernel_name) != std::string::npos);
+    // A compiler that refuses matrices sees them only where they are used.
+    CHECK(
+        kernel_text(kernel).starts_with("#define QUIRE_WITHOUT_MATRICES\n") ==
+        (kernel.source == Source::PagedDecode &&
+         kernel.kernel_name.find("_matrix") == std::string::npos));
   }
 }
 

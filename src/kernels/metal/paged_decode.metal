@@ -31,7 +31,9 @@
 #include <metal_stdlib>
 
 #include "kernels/metal/decode_split.h"
+#ifndef QUIRE_WITHOUT_MATRICES
 #include "kernels/metal/paged_decode_matrix.h"
+#endif
 
 /// Sums Count * Heads partial dots over Lanes lanes. Halves the number of live
 /// sums at each step, heads first: a lane keeps its heads in xor order (index g

@@ -12,7 +12,7 @@ constexpr int kMatrixHeads = 8;
 constexpr int kMaxAccumulators = 40;    // a lane; 48 spilled
 constexpr int kMaxStateBytes = 256;     // a lane: accumulators and q
 constexpr int kMaxKBytesInFlight = 96;  // a lane
-constexpr int kPassFloats = 4096;       // as heads_a_pass in paged_decode.metal
+constexpr int kPassFloats = 4096;       // as heads_a_pass in decode_split.h
 
 bool divides_row(int lanes, int head_dim, DType kv_dtype) {
   const int kv_bytes = static_cast<int>(dtype_bytes(kv_dtype));

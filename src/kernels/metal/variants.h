@@ -11,7 +11,7 @@ namespace quire::metal {
 /** Which kernel, and its template arguments besides types and head_dim. */
 struct DecodeVariant {
   int heads;       // query heads a simdgroup serves: 1, 2, 4 or 8
-  int lanes;       // lanes that share a token's row: 8, 16 or 32
+  int lanes;       // lanes that share a token's row: 8, 16 or 32; 4
   int rows;        // rows a lane holds in a step
   int simdgroups;  // of a threadgroup
   int head_parts;  // simdgroups side by side, each with its own query heads
