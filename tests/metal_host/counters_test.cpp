@@ -243,23 +243,24 @@ struct Floor {
   double shuffles, exps;
 };
 
-// The design study's table: what the kernel must at least be as good as.
+// What a loop must at least be as good as: up to 4 heads, and at head_dim 256,
+// the design study's table; else what matrices made of it.
 constexpr Floor kFloors[] = {
     {DType::Float16, 64, 1, 1, 0.5, 0, 0, 0.75, 0.125},
     {DType::Float16, 64, 2, 1, 0.5, 0, 0, 1.125, 0.125},
     {DType::Float16, 64, 4, 1, 0.5, 0, 0, 2.0, 0.125},
-    {DType::Float16, 64, 8, 1, 0, 1, 0, 7.875, 0.25},
+    {DType::Float16, 64, 8, 1, 0.5, 0, 0, 0.25, 0.25},
     {DType::Float16, 80, 1, 1, 0.5, 0, 0.5, 0.75, 0.125},
     {DType::Float16, 80, 4, 1, 0.5, 0, 0.5, 2.0, 0.125},
-    {DType::Float16, 80, 8, 2, 1, 0, 1, 4.0, 0.25},
+    {DType::Float16, 80, 8, 1, 0.5, 0.25, 0, 0.25, 0.25},
     {DType::Float16, 96, 1, 1, 0.5, 0.5, 0, 0.75, 0.125},
     {DType::Float16, 96, 4, 1, 0, 1, 1, 4.125, 0.125},
-    {DType::Float16, 96, 8, 2, 0, 2, 2, 8.25, 0.25},
+    {DType::Float16, 96, 8, 1, 0.75, 0, 0, 0.25, 0.25},
     {DType::Float16, 128, 1, 1, 1, 0, 0, 1.375, 0.125},
     {DType::Float16, 128, 2, 1, 1, 0, 0, 2.25, 0.125},
     {DType::Float16, 128, 3, 1, 1, 0, 0, 4.125, 0.125},
     {DType::Float16, 128, 4, 1, 1, 0, 0, 4.125, 0.125},
-    {DType::Float16, 128, 8, 1, 0, 2, 0, 16.0, 0.25},
+    {DType::Float16, 128, 8, 1, 1, 0, 0, 0.25, 0.25},
     {DType::Float16, 256, 1, 1, 2, 0, 0, 3.0, 0.25},
     {DType::Float16, 256, 2, 1, 2, 0, 0, 4.75, 0.25},
     {DType::Float16, 256, 4, 1, 2, 0, 0, 8.5, 0.25},
@@ -304,7 +305,7 @@ TEST_CASE("counters with q of another type") {
   }
 }
 
-TEST_CASE("a loop iteration costs no more than the design study's") {
+TEST_CASE("a loop iteration costs no more than it did") {
   std::printf(
       "head_dim group | K/V bytes  loads 16 B  8 B  4 B | shuffles  exp2 "
       "products | a (token, KV head) in the loop\n");

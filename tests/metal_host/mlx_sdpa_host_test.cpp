@@ -48,11 +48,14 @@ struct Cost {
   double kv_reads;  // of each byte
   double loads, narrow_loads;
   double reductions, shuffles;  // votes are counted as shuffles
+  double products;              // of 8 x 8 matrices
   double exps;
 
-  // A sum over 32 lanes takes five exchanges, whoever carries them out.
+  // A sum over 32 lanes takes five exchanges, whoever carries them out. In a
+  // product each lane takes 8 elements of other lanes' rows and as many of
+  // their columns.
   double exchanges() const {
-    return 5 * reductions + shuffles;
+    return 5 * reductions + shuffles + 8 * products;
   }
 };
 
@@ -81,6 +84,7 @@ Cost cost_since(
       static_cast<double>(
           after.shuffles - before.shuffles + after.votes - before.votes) /
           lanes,
+      static_cast<double>(after.products - before.products) / lanes,
       static_cast<double>(after.exps - before.exps) / lanes};
 }
 
@@ -244,7 +248,8 @@ Run run_ours(const Dense& c) {
 
 void print(const char* name, const Dense& c, const Run& run) {
   std::printf(
-      "%-22s %4d %5d | %8.2fx %8.2f (%5.2f of 2 B) %6.2f %6.2f %7.3f | %.1e\n",
+      "%-22s %4d %5d | %8.2fx %8.2f (%5.2f of 2 B) %6.2f %6.2f %6.2f %7.3f | "
+      "%.1e\n",
       name,
       c.head_dim,
       c.num_q_heads / c.num_kv_heads,
@@ -253,6 +258,7 @@ void print(const char* name, const Dense& c, const Run& run) {
       run.cost.narrow_loads,
       run.cost.reductions,
       run.cost.shuffles,
+      run.cost.products,
       run.cost.exps,
       run.max_error);
 }
@@ -262,7 +268,7 @@ void print(const char* name, const Dense& c, const Run& run) {
 TEST_CASE("fused paged attention needs less of everything than MLX's dense") {
   std::printf(
       "f16, both launches        D group | K/V bytes  K/V loads            "
-      "  sums  shuffles exps | max error; a (token, KV head)\n");
+      "  sums  shuffles products exps | max error; a (token, KV head)\n");
   for (const int head_dim : {64, 128}) {
     for (const int group : {1, 4, 8}) {
       Dense c{.head_dim = head_dim, .num_q_heads = 2 * group};
