@@ -33,7 +33,8 @@ WRITE, LAUNCH = SRC / "cache_write.metal", SRC / "launch.cpp"
 VARIANTS, PLAN = SRC / "variants.cpp", ROOT / "src/plan/decode_plan.cpp"
 STATE = ROOT / "src/kernels/attention_state.h"
 KERNELS = (
-    "decode_f16_f16_d128|decode_bf16_bf16_d80_h4|decode_f32_f32_d96|combine"
+    "decode_f16_f16_d128|decode_f16_f16_d256_h4_l32_r4_s8_p1|decode_bf16_bf16_d80_h4|"
+    "decode_f32_f32_d96|combine"
 )
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 CLANG = os.environ.get("CLANGXX", "clang++-19")
