@@ -16,6 +16,3 @@ template <typename T>
   Fragment::mma(product, fragment_a, fragment_b, zero);
   Fragment::store(product, out + offset, 8, 1);
 }
-template [[host_name(
-    "mlx_matrix_product")]] [[kernel]] decltype(mlx_matrix_product<float>)
-    mlx_matrix_product<float>;
