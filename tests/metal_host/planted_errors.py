@@ -96,7 +96,7 @@ ERRORS = [
     ("misspelt attribute", DECODE, "[[simdgroup_index_in_threadgroup]]", "[[simdgroup_index]]"),
     ("buffer index twice", DECODE, "[[buffer(6)]]", "[[buffer(5)]]"),
     ("16-byte load 4 bytes off", LAYOUT, "const device uint4*>(from + w)", "const device uint4*>(from + w + 1)"),
-    ("32-bit row offset", SPLIT, "(size_t(block) << block_size_log2)", "(block << block_size_log2)"),
+    ("32-bit row offset", SPLIT, "METAL_FUNC size_t row(", "METAL_FUNC int row("),
     ("matrix: rows and columns of another GPU", MATRIX, "(lane >> 2 & 4) | (lane >> 1 & 3)", "lane >> 2"),
     ("matrix: q not transposed", MATRIX, "odd ? second[1] : second[0]", "second[0]"),
     ("matrix: weights not transposed", MATRIX, "to_matrix<float>(transposed(x, row, column))", "to_matrix<float>(x)"),
