@@ -6,6 +6,8 @@
 # of the binary packages built from it: in a Debian archive both lie in the same
 # folder, so that apt, which need know of no source packages, tells where.
 # What is there already is not downloaded or unpacked again.
+include("${CMAKE_CURRENT_LIST_DIR}/QuireCheckSha256.cmake")
+
 function(quire_fetch_debian_source out_dir package tarball sha256)
   set(deps "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/../build/deps")
   get_filename_component(deps "${deps}" ABSOLUTE)
@@ -46,13 +48,7 @@ function(quire_fetch_debian_source out_dir package tarball sha256)
     endif()
   endif()
 
-  file(SHA256 "${file}" actual)
-  if(NOT actual STREQUAL sha256)
-    file(REMOVE "${file}")
-    message(
-      FATAL_ERROR "${file} has sha256 ${actual}, expected ${sha256}."
-                  " It was removed; run the same command again.")
-  endif()
+  quire_check_sha256("${file}" "${sha256}")
   file(REMOVE_RECURSE "${root}" "${root}.part")
   file(ARCHIVE_EXTRACT INPUT "${file}" DESTINATION "${root}.part")
   file(GLOB top "${root}.part/*")

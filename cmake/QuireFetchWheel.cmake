@@ -3,6 +3,8 @@
 # Downloads one pinned wheel with pip into build/deps/wheels, checks its sha256
 # and unpacks it to build/deps/PACKAGE-VERSION; sets OUT_DIR to that folder.
 # What is there already is not downloaded or unpacked again.
+include("${CMAKE_CURRENT_LIST_DIR}/QuireCheckSha256.cmake")
+
 function(quire_fetch_wheel out_dir package version sha256)
   set(deps "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/../build/deps")
   get_filename_component(deps "${deps}" ABSOLUTE)
@@ -47,13 +49,7 @@ function(quire_fetch_wheel out_dir package version sha256)
     file(GLOB wheel "${deps}/wheels/${stem}-${version}-*.whl")
   endif()
 
-  file(SHA256 "${wheel}" actual)
-  if(NOT actual STREQUAL sha256)
-    file(REMOVE "${wheel}")
-    message(
-      FATAL_ERROR "${wheel} has sha256 ${actual}, expected ${sha256}."
-                  " It was removed; run the same command again.")
-  endif()
+  quire_check_sha256("${wheel}" "${sha256}")
   file(REMOVE_RECURSE "${root}")
   file(ARCHIVE_EXTRACT INPUT "${wheel}" DESTINATION "${root}")
   file(TOUCH "${stamp}")
