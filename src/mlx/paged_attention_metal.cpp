@@ -1,5 +1,8 @@
 // The fused path on Metal: plans, makes the launch, hands it to the encoder.
 #include <algorithm>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include <mlx/allocator.h>
 #include <mlx/backend/metal/device.h>
@@ -43,19 +46,30 @@ KernelSupport compile(
 
 // The first variant that this system's compiler takes, or the default and why
 // it is refused: a system without matrices of bfloat, say, still has the other
-// kernel. Compiled kernels and refusals are kept, so that it is decided once.
-CompiledVariant choose_variant(const DecodeSignature& c) {
+// kernel.
+CompiledVariant find_variant(const DecodeSignature& c, int group_size) {
   const auto variants = metal::decode_variants(
-      c.q_dtype,
-      c.kv_dtype,
-      c.params.head_dim,
-      c.params.num_q_heads / c.params.num_kv_heads);
+      c.q_dtype, c.kv_dtype, c.params.head_dim, group_size);
   for (const metal::DecodeVariant& variant : variants) {
     if (KernelSupport compiled = compile(c, variant); compiled.ok) {
       return {variant, compiled};
     }
   }
   return {variants.front(), compile(c, variants.front())};
+}
+
+// Kept for every shape, since each step of each layer asks.
+const CompiledVariant& choose_variant(const DecodeSignature& c) {
+  static std::mutex mutex;
+  static std::map<std::tuple<DType, DType, int, int>, CompiledVariant> known;
+  const int group_size = c.params.num_q_heads / c.params.num_kv_heads;
+  const std::tuple key{c.q_dtype, c.kv_dtype, c.params.head_dim, group_size};
+  const std::lock_guard lock(mutex);
+  auto found = known.find(key);
+  if (found == known.end()) {
+    found = known.emplace(key, find_variant(c, group_size)).first;
+  }
+  return found->second;
 }
 
 }  // namespace
@@ -92,7 +106,7 @@ void PagedAttention::eval_gpu(
     check_decode_step(c.params, max_seq_len_, block_table, seq_lens, stream());
   }
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  const metal::DecodeVariant variant = choose_variant(c).variant;
+  const metal::DecodeVariant& variant = choose_variant(c).variant;
   const DecodePlan plan = make_decode_plan(
       {.num_seqs = c.params.num_seqs,
        .max_seq_len = max_seq_len_ > 0 ? std::min(max_seq_len_, table_tokens)
