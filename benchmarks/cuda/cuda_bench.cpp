@@ -22,8 +22,6 @@
 #include "kernels/cuda/launch.h"
 #include "read_bandwidth.h"
 
-#define QUIRE_CHECK_CUDA(call) check_cuda(#call, call)
-
 namespace quire::bench {
 namespace {
 

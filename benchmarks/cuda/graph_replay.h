@@ -17,21 +17,20 @@ class GraphReplay {
   GraphReplay(
       int num_launches,
       const std::function<void(int launch, cudaStream_t stream)>& launch) {
-    check("cudaStreamCreate", cudaStreamCreate(&stream_));
-    check("cudaEventCreate", cudaEventCreate(&begin_));
-    check("cudaEventCreate", cudaEventCreate(&end_));
+    QUIRE_CHECK_CUDA(cudaStreamCreate(&stream_));
+    QUIRE_CHECK_CUDA(cudaEventCreate(&begin_));
+    QUIRE_CHECK_CUDA(cudaEventCreate(&end_));
     launch(0, stream_);
-    check("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
-    check(
-        "cudaStreamBeginCapture",
+    QUIRE_CHECK_CUDA(cudaStreamSynchronize(stream_));
+    QUIRE_CHECK_CUDA(
         cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
     for (int i = 0; i < num_launches; ++i) {
       launch(i, stream_);
     }
     cudaGraph_t graph = nullptr;
-    check("cudaStreamEndCapture", cudaStreamEndCapture(stream_, &graph));
-    check("cudaGraphInstantiate", cudaGraphInstantiate(&replay_, graph, 0));
-    check("cudaGraphDestroy", cudaGraphDestroy(graph));
+    QUIRE_CHECK_CUDA(cudaStreamEndCapture(stream_, &graph));
+    QUIRE_CHECK_CUDA(cudaGraphInstantiate(&replay_, graph, 0));
+    QUIRE_CHECK_CUDA(cudaGraphDestroy(graph));
   }
   GraphReplay(const GraphReplay&) = delete;
   GraphReplay& operator=(const GraphReplay&) = delete;
@@ -45,19 +44,15 @@ class GraphReplay {
   /** Replays the graph, waits for it and returns the GPU's milliseconds. */
   float run() {
     float ms = 0.0f;
-    check("cudaEventRecord", cudaEventRecord(begin_, stream_));
-    check("cudaGraphLaunch", cudaGraphLaunch(replay_, stream_));
-    check("cudaEventRecord", cudaEventRecord(end_, stream_));
-    check("cudaEventSynchronize", cudaEventSynchronize(end_));
-    check("cudaEventElapsedTime", cudaEventElapsedTime(&ms, begin_, end_));
+    QUIRE_CHECK_CUDA(cudaEventRecord(begin_, stream_));
+    QUIRE_CHECK_CUDA(cudaGraphLaunch(replay_, stream_));
+    QUIRE_CHECK_CUDA(cudaEventRecord(end_, stream_));
+    QUIRE_CHECK_CUDA(cudaEventSynchronize(end_));
+    QUIRE_CHECK_CUDA(cudaEventElapsedTime(&ms, begin_, end_));
     return ms;
   }
 
  private:
-  static void check(const char* call, cudaError_t status) {
-    cuda::check_cuda(call, status);
-  }
-
   cudaStream_t stream_ = nullptr;
   cudaEvent_t begin_ = nullptr;
   cudaEvent_t end_ = nullptr;

@@ -9,8 +9,6 @@
 
 #include "kernels/cuda/launch.h"
 
-#define QUIRE_CHECK_CUDA(call) cuda::check_cuda(#call, call)
-
 namespace quire {
 namespace {
 

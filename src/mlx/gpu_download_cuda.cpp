@@ -4,8 +4,6 @@
 #include "kernels/cuda/launch.h"
 #include "mlx/gpu_checks.h"
 
-#define QUIRE_CHECK_CUDA(call) cuda::check_cuda(#call, call)
-
 namespace quire {
 
 void download(const mx::array& a, void* to, mx::Stream stream) {

@@ -10,8 +10,6 @@
 #include "kernels/cuda/launch.h"
 #include "tools/bench/device.h"
 
-#define QUIRE_CHECK_CUDA(call) cuda::check_cuda(#call, call)
-
 namespace quire::bench {
 namespace {
 

@@ -10,8 +10,6 @@
 
 #include "kernels/cuda/kernel_symbols.h"
 
-#define QUIRE_CHECK_CUDA(call) check_cuda(#call, call)
-
 namespace quire::cuda {
 namespace {
 

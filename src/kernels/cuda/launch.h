@@ -12,6 +12,7 @@ namespace quire::cuda {
 
 /** Throws std::runtime_error("[cuda] CALL failed: ...") unless it succeeded. */
 void check_cuda(const char* call, cudaError_t status);
+#define QUIRE_CHECK_CUDA(call) ::quire::cuda::check_cuda(#call, call)
 
 /**
  * Facts about `device` (cached after the first call).

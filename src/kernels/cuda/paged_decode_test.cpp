@@ -14,8 +14,6 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/reference/paged_decode_reference.h"
 
-#define QUIRE_CHECK_CUDA(call) check_cuda(#call, call)
-
 namespace quire::cuda {
 namespace {
 

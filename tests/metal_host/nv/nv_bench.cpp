@@ -24,8 +24,6 @@
 #include "kernels/cuda/device_buffer.h"
 #include "nv_launch.h"
 
-#define QUIRE_CHECK_CUDA(call) cuda::check_cuda(#call, call)
-
 namespace quire::metal_nv {
 namespace {
 

@@ -6,8 +6,6 @@
 
 #include "kernels/cuda/device_buffer.h"
 
-#define QUIRE_CHECK_CUDA(call) cuda::check_cuda(#call, call)
-
 // Made by CMake: the tables of the generated kernels, ended by null.
 extern const nv::Symbol* const quire_metal_nv_kernels[];
 extern const nv::Symbol* const quire_metal_nv_constants[];
