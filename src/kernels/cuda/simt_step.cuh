@@ -12,11 +12,12 @@ namespace quire::cuda {
 /// those elements of every head's query and output; where that are 16 lanes,
 /// the warp's halves serve every other token and their sums meet at the end.
 /// Logits are sums over the lanes of a row of kRowLanes (token, head) pairs at
-/// a time, scattered while they are reduced: pair i ends in lane i. The
-/// exponentials go through shared memory to all lanes. A step reads each cache
-/// element from shared memory once and uses it for all heads; about 100
-/// instructions a token for 8 heads of 128, a third of what an H100 issues
-/// while it reads the token from memory.
+/// a time, scattered while they are reduced: pair i ends in lane i. Every lane
+/// computes its pairs in an order of its own, pair i ^ lane as its i-th, so
+/// that each round of the reduction sends the upper half of them and keeps the
+/// lower, whatever the lane. The exponentials go through shared memory to all
+/// lanes. A step reads each cache element from shared memory once and uses it
+/// for all heads.
 template <TileShape kShape>
 class SimtStep {
  public:
@@ -28,13 +29,15 @@ class SimtStep {
 
   __device__ __forceinline__ void
   load_q(const DecodeKernelArgs& args, int64_t first_row, int num_heads) {
+    const int swap = threadIdx.x % kHeads;
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
+      const int head = h ^ swap;
 #pragma unroll
       for (int i = 0; i < kElements; ++i) {
         const int e = element(i);
-        q_[h][i] = h < num_heads && e < kHeadDim
-                       ? load_one(args, (first_row + h) * kHeadDim + e) *
+        q_[h][i] = head < num_heads && e < kHeadDim
+                       ? load_one(args, (first_row + head) * kHeadDim + e) *
                              args.scale_log2
                        : 0.0f;
         o_[h][i] = 0.0f;
@@ -47,16 +50,17 @@ class SimtStep {
   __device__ __forceinline__ void consume(const float* tile, int rows) {
     const int lane = threadIdx.x % kWarpSize;
     const int row = lane / kRowLanes;  // of the warp's kRows rows at a time
+    const int swap = lane % kRowLanes / kHeads;
     float x[kSteps];
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       const float* const k =
           tile + (step * kTokens + row * kRowTokens) * kHeadDim;
-      float s[kRowLanes];  // [kRowTokens][kHeads]
+      float s[kRowLanes];  // [kRowTokens][kHeads], pair i ^ lane at i
 #pragma unroll
       for (int j = 0; j < kRowTokens; ++j) {
         float elements[kElements];
-        load(elements, k + j * kHeadDim);
+        load(elements, k + (j ^ swap) * kHeadDim);
 #pragma unroll
         for (int h = 0; h < kHeads; ++h) {
           s[j * kHeads + h] = elements[0] * q_[h][0];
@@ -205,16 +209,13 @@ class SimtStep {
     }
   }
 
-  /// Sum over the lanes of a row of s[lane % kRowLanes]: each round sends half
-  /// of the values to the partner lane and keeps the sums of the other half.
+  /// Sum over the lanes of a row of pair lane % kRowLanes. In every round the
+  /// partner lane's upper half holds the pairs of this lane's lower half.
   template <int kHalf = kRowLanes / 2>
   static __device__ __forceinline__ float scatter_sum(float (&s)[kRowLanes]) {
-    const bool upper = (threadIdx.x & kHalf) != 0;
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) {
-      const float mine = upper ? s[i + kHalf] : s[i];
-      const float theirs = upper ? s[i] : s[i + kHalf];
-      s[i] = mine + __shfl_xor_sync(kAllLanes, theirs, kHalf);
+      s[i] += __shfl_xor_sync(kAllLanes, s[i + kHalf], kHalf);
     }
     if constexpr (kHalf > 1) {
       return scatter_sum<kHalf / 2>(s);
@@ -224,7 +225,7 @@ class SimtStep {
   }
 
   float* const scratch_;
-  float q_[kHeads][kElements];
+  float q_[kHeads][kElements];  // of head h ^ (lane % kHeads) at h
   float o_[kHeads][kElements];
   float max_;  // of head lane % kHeads
   float sum_;  // of that head, this lane's tokens
