@@ -64,10 +64,11 @@ def cells_of(result):
     return table
 
 
-def blocks(c):
-    """What it takes to only read the same blocks in the same order."""
-    seconds = c.get("read_blocks_seconds")
-    return f"{seconds * 1e6:.1f}" if seconds else "-"
+def reads(c):
+    """What it takes to only read the same blocks in the same order, and that
+    cut in equal shares."""
+    return ", ".join(f"{c[k] * 1e6:.1f}" if c.get(k) else "-" for k in
+                     ("read_blocks_seconds", "read_shares_seconds"))
 
 
 def share(c):
@@ -85,9 +86,9 @@ def tables(result):
              f"`{result['quire']['command']}`. "
              f"`kv_append` of 64 tokens: "
              f"{result['kv_append_seconds'] * 1e6:.2f} µs.", "",
-             "| geometry, cell | KV, MB | read, µs | dense cuDNN, µs | blocks | "
-             "plain | overlapped | through MLX's graph | blocks in order | "
-             "in order |",
+             "| geometry, cell | KV, MB | read, µs | dense cuDNN, µs | "
+             "blocks, shares | plain | overlapped | through MLX's graph | "
+             "blocks, shares in order | in order |",
              "|---|---|---|---|---|---|---|---|---|---|"]
     for (geometry, cell, block_size), c in table.items():
         if block_size != 32 or cell == "8x16k":
@@ -97,10 +98,10 @@ def tables(result):
         lines.append(
             f"| {geometry} {cell} | {plain['kv_bytes'] / 1e6:.0f} | "
             f"{plain['read_seconds'] * 1e6:.1f} | "
-            f"{f'{other * 1e6:.1f}' if other else '-'} | {blocks(plain)} | "
+            f"{f'{other * 1e6:.1f}' if other else '-'} | {reads(plain)} | "
             f"{share(plain)} | {share(c['permuted', 'overlapped'])} | "
             f"{share(c['permuted', 'no_clusters'])} | "
-            f"{blocks(c['in_order', 'plain'])} | "
+            f"{reads(c['in_order', 'plain'])} | "
             f"{share(c['in_order', 'plain'])} |")
     lines += ["", "8 sequences of 16k tokens, 8 KV heads, permuted, plain: share "
               "of the pure read by query heads a KV head.", "",

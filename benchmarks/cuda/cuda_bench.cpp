@@ -151,6 +151,7 @@ struct Row {
   std::int64_t kv_bytes = 0;
   double read_seconds = 0.0;
   double read_blocks_seconds = 0.0;  // of the same blocks in the same order
+  double read_shares_seconds = 0.0;  // these cut in equal shares; 0: cannot run
   Timing timing;
   double max_abs_error = 0.0;
 };
@@ -169,18 +170,20 @@ class Bench {
         continue;
       }
       std::printf(
-          "\n%s, block %d: us (%% of pure read)\n%-9s %8s %8s %7s  %-16s "
-          "%-16s %-16s  %7s  %-16s %-16s\n",
+          "\n%s, block %d: us (%% of pure read)\n%-9s %8s %8s %7s %7s  %-16s "
+          "%-16s %-16s  %7s %7s  %-16s %-16s\n",
           g.name.c_str(),
           options_.block_size,
           "cell",
           "MB",
           "read",
           "blocks",
+          "shares",
           "plain",
           "overlapped",
           "no clusters",
           "blocks",
+          "shares",
           "in order",
           "in order, ovl.");
       for (const std::string& cell : g.cells) {
@@ -307,7 +310,7 @@ class Bench {
       }
       const DeviceBuffer<std::int32_t> device_ids(ids);
       const DeviceBuffer<std::int32_t> device_tokens(block_tokens);
-      const Timing blocks =
+      row.read_blocks_seconds =
           time_launches(launches, [&](int i, cudaStream_t stream) {
             launch_read_blocks(
                 k_.data() + i % sets * set_bytes,
@@ -319,9 +322,26 @@ class Bench {
                 row_bytes,
                 sink_.data(),
                 stream);
-          });
-      row.read_blocks_seconds = blocks.median;
-      std::printf("%s%7.2f ", permuted ? "" : " ", blocks.median * 1e6);
+          }).median;
+      if (has_bulk_copies()) {
+        row.read_shares_seconds =
+            time_launches(launches, [&](int i, cudaStream_t stream) {
+              launch_read_shares(
+                  k_.data() + i % sets * set_bytes,
+                  v_.data() + i % sets * set_bytes,
+                  device_ids.data(),
+                  device_tokens.data(),
+                  num_blocks,
+                  block_size,
+                  row_bytes,
+                  stream);
+            }).median;
+      }
+      std::printf(
+          "%s%7.2f %7.2f ",
+          permuted ? "" : " ",
+          row.read_blocks_seconds * 1e6,
+          row.read_shares_seconds * 1e6);
       DeviceBuffer<std::int32_t> device_table(table);
       args.block_table = device_table.data();
       launch_device_reference(args, reference_.data(), nullptr);
@@ -442,7 +462,7 @@ class Bench {
           "%s{\"geometry\": \"%s\", \"cell\": \"%s\", \"block_size\": %d, "
           "\"order\": \"%s\", \"launch\": \"%s\", \"kv_bytes\": %lld, "
           "\"read_seconds\": %.5g, \"read_blocks_seconds\": %.5g, "
-          "\"seconds_median\": %.5g, "
+          "\"read_shares_seconds\": %.5g, \"seconds_median\": %.5g, "
           "\"seconds_min\": %.5g, \"share_of_read_bandwidth\": %.4f, "
           "\"max_abs_error\": %.3g}",
           comma,
@@ -454,6 +474,7 @@ class Bench {
           static_cast<long long>(r.kv_bytes),
           r.read_seconds,
           r.read_blocks_seconds,
+          r.read_shares_seconds,
           r.timing.median,
           r.timing.best,
           r.read_seconds / r.timing.median,

@@ -97,7 +97,70 @@ __global__ void __launch_bounds__(kPieceThreads) read_blocks(
   keep_if_magic(sum, sink);
 }
 
-/// The bulk copy engine into a ring in shared memory.
+#if __CUDA_ARCH__ >= 900
+/// Bulk copies into a ring in shared memory; one thread at a time issues them.
+class BulkRing {
+ public:
+  __device__
+  BulkRing(uint64_t* barriers, int stages, char* data, int slot_bytes)
+      : barriers_(address(barriers)),
+        stages_(stages),
+        data_(address(data)),
+        slot_bytes_(slot_bytes) {}
+
+  __device__ void init() const {
+    for (int s = 0; s < stages_; ++s) {
+      asm volatile(
+          "mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers_ + s * 8));
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+
+  /// Says how many bytes will be copied into a slot before its next wait().
+  __device__ void expect(int slot, uint32_t bytes) const {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                     barriers_ + slot * 8),
+                 "r"(bytes)
+                 : "memory");
+  }
+
+  __device__ void
+  copy(int slot, uint32_t offset, const void* from, uint32_t bytes) const {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+        "[%0], [%1], %2, [%3];" ::"r"(data_ + slot * slot_bytes_ + offset),
+        "l"(from),
+        "r"(bytes),
+        "r"(barriers_ + slot * 8)
+        : "memory");
+  }
+
+  /// Waits for use `use` of a slot: 0, 1, ...
+  __device__ void wait(int slot, int use) const {
+    uint32_t done = 0;
+    while (done == 0) {
+      asm volatile(
+          "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], "
+          "%2; selp.u32 %0,1,0,p;}"
+          : "=r"(done)
+          : "r"(barriers_ + slot * 8), "r"(use & 1)
+          : "memory");
+    }
+  }
+
+ private:
+  static __device__ uint32_t address(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+  }
+
+  const uint32_t barriers_;
+  const int stages_;
+  const uint32_t data_;
+  const int slot_bytes_;
+};
+#endif
+
+/// The bulk copy engine, one thread a CTA; the chunks are dealt out in turn.
 template <int kChunk, int kStages>
 __global__ void read_bulk(const char* a, const char* b, int64_t bytes) {
 #if __CUDA_ARCH__ >= 900
@@ -106,56 +169,100 @@ __global__ void read_bulk(const char* a, const char* b, int64_t bytes) {
   if (threadIdx.x != 0) {
     return;
   }
-  const auto address = [](const void* p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-  };
-  for (int s = 0; s < kStages; ++s) {
-    asm volatile(
-        "mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(&barriers[s])));
-  }
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  const BulkRing ring(barriers, kStages, smem, kChunk);
+  ring.init();
   const int64_t each = (bytes + kChunk - 1) / kChunk;
   const int64_t total = 2 * each;
-  auto issue = [&](int64_t chunk, int stage) {
+  auto issue = [&](int64_t chunk, int slot) {
     const bool first = chunk < each;
     const int64_t offset = (first ? chunk : chunk - each) * kChunk;
     const auto size = static_cast<uint32_t>(
         bytes - offset < kChunk ? bytes - offset : kChunk);
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                     address(&barriers[stage])),
-                 "r"(size)
-                 : "memory");
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-        "[%0], [%1], %2, [%3];" ::"r"(address(smem + stage * kChunk)),
-        "l"((first ? a : b) + offset),
-        "r"(size),
-        "r"(address(&barriers[stage]))
-        : "memory");
+    ring.expect(slot, size);
+    ring.copy(slot, 0, (first ? a : b) + offset, size);
   };
   int64_t next = blockIdx.x;
   for (int s = 0; s < kStages && next < total; ++s, next += gridDim.x) {
     issue(next, s);
   }
-  uint32_t phase = 0;
-  int stage = 0;
-  for (int64_t chunk = blockIdx.x; chunk < total; chunk += gridDim.x) {
-    uint32_t done = 0;
-    while (done == 0) {
-      asm volatile(
-          "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], "
-          "%2; selp.u32 %0,1,0,p;}"
-          : "=r"(done)
-          : "r"(address(&barriers[stage])), "r"(phase)
-          : "memory");
-    }
+  int turn = 0;
+  for (int64_t chunk = blockIdx.x; chunk < total; chunk += gridDim.x, ++turn) {
+    ring.wait(turn % kStages, turn / kStages);
     if (next < total) {
-      issue(next, stage);
+      issue(next, turn % kStages);
       next += gridDim.x;
     }
-    if (++stage == kStages) {
-      stage = 0;
-      phase ^= 1;
+  }
+#endif
+}
+
+constexpr int kShareWarps = 3;
+constexpr int kShareStages = 2;
+constexpr int kSharePiece = 16384;  // of K, and as much of V
+
+/// One CTA an SM, each with an equal share of the list's pieces end to end; its
+/// warps take turns at them, each with a ring of its own.
+__global__ void __launch_bounds__(kShareWarps * 32) read_shares(
+    const char* k,
+    const char* v,
+    const int32_t* block_ids,
+    const int32_t* block_tokens,
+    int64_t total,  // pieces
+    int pieces,     // of a block
+    int64_t block_bytes,
+    int64_t token_bytes) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(128) char smem[];
+  __shared__ __align__(8) uint64_t barriers[kShareWarps * kShareStages];
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  constexpr int kSlot = 2 * kSharePiece;
+  const BulkRing ring(
+      barriers + warp * kShareStages,
+      kShareStages,
+      smem + warp * kShareStages * kSlot,
+      kSlot);
+  if (lane == 0) {
+    ring.init();
+  }
+  __syncwarp();
+  const int64_t share = (total + gridDim.x - 1) / gridDim.x;
+  const int64_t begin = blockIdx.x * share + warp;
+  const int64_t end = min(total, (blockIdx.x + 1) * share);
+  const int count =
+      static_cast<int>(max(end - begin + kShareWarps - 1, int64_t{0})) /
+      kShareWarps;
+
+  int id = 0;  // of the block of this lane's piece among the next 32
+  int tokens = 0;
+  auto issue = [&](int i, int slot) {
+    if (i % 32 == 0 && i + lane < count) {
+      const int64_t entry = (begin + (i + lane) * kShareWarps) / pieces;
+      id = block_ids[entry];
+      tokens = block_tokens[entry];
+    }
+    const int64_t of_block = __shfl_sync(0xffffffffu, id, i % 32);
+    const int64_t valid =
+        __shfl_sync(0xffffffffu, tokens, i % 32) * token_bytes;
+    if (lane == 0) {
+      const int64_t at = (begin + i * kShareWarps) % pieces * kSharePiece;
+      const auto bytes = static_cast<uint32_t>(
+          max(min(valid - at, int64_t{kSharePiece}), int64_t{0}));
+      ring.expect(slot, 2 * bytes);
+      if (bytes > 0) {
+        ring.copy(slot, 0, k + of_block * block_bytes + at, bytes);
+        ring.copy(slot, kSharePiece, v + of_block * block_bytes + at, bytes);
+      }
+    }
+    __syncwarp();
+  };
+  for (int i = 0; i < kShareStages && i < count; ++i) {
+    issue(i, i);
+  }
+  for (int i = 0; i < count; ++i) {
+    ring.wait(i % kShareStages, i / kShareStages);
+    if (i + kShareStages < count) {
+      issue(i + kShareStages, i % kShareStages);
     }
   }
 #endif
@@ -232,9 +339,12 @@ __global__ void fill_normal(T* to, int64_t n, uint32_t seed) {
 
 }  // namespace
 
+bool has_bulk_copies() {
+  return cuda::device_limits(0, false).compute_capability >= 90;
+}
+
 int num_read_kernels() {
-  // The bulk copies need Hopper.
-  return cuda::device_limits(0, false).compute_capability >= 90 ? 11 : 8;
+  return has_bulk_copies() ? 11 : 8;
 }
 
 const char* read_kernel_name(int kernel) {
@@ -324,6 +434,36 @@ void launch_read_blocks(
       token_bytes / 16,
       static_cast<uint4*>(sink));
   check_cuda("launch_read_blocks", cudaGetLastError());
+}
+
+void launch_read_shares(
+    const void* k_cache,
+    const void* v_cache,
+    const int32_t* block_ids,
+    const int32_t* block_tokens,
+    int num_blocks,
+    int block_size,
+    int64_t token_bytes,
+    cudaStream_t stream) {
+  constexpr int kSmemBytes = kShareWarps * kShareStages * 2 * kSharePiece;
+  check_cuda(
+      "cudaFuncSetAttribute",
+      cudaFuncSetAttribute(
+          read_shares,
+          cudaFuncAttributeMaxDynamicSharedMemorySize,
+          kSmemBytes));
+  const int64_t block_bytes = block_size * token_bytes;
+  const int64_t pieces = (block_bytes + kSharePiece - 1) / kSharePiece;
+  read_shares<<<num_sms(), kShareWarps * 32, kSmemBytes, stream>>>(
+      static_cast<const char*>(k_cache),
+      static_cast<const char*>(v_cache),
+      block_ids,
+      block_tokens,
+      num_blocks * pieces,
+      static_cast<int>(pieces),
+      block_bytes,
+      token_bytes);
+  check_cuda("launch_read_shares", cudaGetLastError());
 }
 
 void launch_fill_normal(

@@ -6,6 +6,9 @@
 
 namespace quire::bench {
 
+/** Whether the GPU has bulk copies: Hopper or newer. */
+bool has_bulk_copies();
+
 int num_read_kernels();
 const char* read_kernel_name(int kernel);
 
@@ -41,6 +44,22 @@ void launch_read_blocks(
     int block_size,
     std::int64_t token_bytes,
     void* sink,  // 16 bytes
+    cudaStream_t stream);
+
+/**
+ * The same, but the list is cut beforehand into equal shares, one a
+ * multiprocessor, as a kernel must cut it whose sums are to have the same bits
+ * in every run: what such a cut costs. Bulk copies, 192 KB of shared memory a
+ * multiprocessor; needs has_bulk_copies().
+ */
+void launch_read_shares(
+    const void* k_cache,
+    const void* v_cache,
+    const std::int32_t* block_ids,
+    const std::int32_t* block_tokens,
+    int num_blocks,
+    int block_size,
+    std::int64_t token_bytes,
     cudaStream_t stream);
 
 /** Fills n elements (an even number) with N(0, 1). `kind`: 0 f32, 1 f16, 2
