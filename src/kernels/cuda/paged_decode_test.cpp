@@ -39,13 +39,23 @@ bool have_device() {
   return have;
 }
 
-std::string describe(const DecodeCase& c, int num_splits, bool clusters) {
+// How one launch of a case is made.
+struct Mode {
+  int num_splits = 0;
+  bool clusters = true;
+  int num_sms = 0;  // launched as for so many; 0: as many as there are
+};
+constexpr Mode kModes[] = {{0, true}, {0, false}, {1, false}, {3, false}};
+
+std::string describe(const DecodeCase& c, const Mode& mode) {
   std::string text =
       std::string("q ") + dtype_name(c.q_dtype) + " cache " +
       dtype_name(c.kv_dtype) + " heads " + std::to_string(c.num_q_heads) + "/" +
       std::to_string(c.num_kv_heads) + " dim " + std::to_string(c.head_dim) +
       " block " + std::to_string(c.block_size) + " splits " +
-      std::to_string(num_splits) + (clusters ? " clusters" : "") + " lens";
+      std::to_string(mode.num_splits) + (mode.clusters ? " clusters" : "") +
+      (mode.num_sms > 0 ? " SMs " + std::to_string(mode.num_sms) : "") +
+      " lens";
   for (const int len : c.seq_lens) {
     text += " " + std::to_string(len);
   }
@@ -55,8 +65,8 @@ std::string describe(const DecodeCase& c, int num_splits, bool clusters) {
 // A decode step in device memory.
 class DeviceStep {
  public:
-  DeviceStep(DecodeInputs& inputs, int num_splits, bool clusters)
-      : args_(inputs.args(num_splits)),
+  DeviceStep(DecodeInputs& inputs, const Mode& mode)
+      : args_(inputs.args(mode.num_splits)),
         q_(inputs.q),
         k_(inputs.k),
         v_(inputs.v),
@@ -65,11 +75,12 @@ class DeviceStep {
             args_.seq_lens,
             args_.seq_lens + args_.params.num_seqs)),
         out_(inputs.q.size() + 2 * DecodeInputs::kCanaries) {
+    DeviceLimits limits = device_limits(0, mode.clusters);
+    if (mode.num_sms > 0) {
+      limits.num_sms = mode.num_sms;
+    }
     DecodeChoice choice = choose_decode_launch(
-        args_.params,
-        args_.q_dtype,
-        args_.kv_dtype,
-        device_limits(0, clusters));
+        args_.params, args_.q_dtype, args_.kv_dtype, limits);
     REQUIRE_MESSAGE(choice, choice.reason);
     launch = choice.launch;
     workspace_ = DeviceBuffer<std::byte>(
@@ -159,13 +170,6 @@ double worst_error(
   return worst;
 }
 
-// How one launch of a case is made.
-struct Mode {
-  int num_splits = 0;
-  bool clusters = true;
-};
-constexpr Mode kModes[] = {{0, true}, {0, false}, {1, false}, {3, false}};
-
 // Runs a case twice; one line of the table if it is wanted
 // (QUIRE_TEST_TABLE=1). Returns the kernel that served it.
 DecodeVariant check_step(
@@ -173,10 +177,10 @@ DecodeVariant check_step(
     DecodeInputs& inputs,
     const std::vector<double>& reference,
     const Mode& mode) {
-  DeviceStep step(inputs, mode.num_splits, mode.clusters);
+  DeviceStep step(inputs, mode);
   const std::vector<std::byte> out = step.run();
   const double worst = worst_error(out, reference, c);
-  const std::string name = describe(c, mode.num_splits, mode.clusters);
+  const std::string name = describe(c, mode);
   CHECK_MESSAGE(worst <= 1.0, name);
   CHECK_MESSAGE(step.run() == out, name);  // same bits, mail reused
   CHECK_MESSAGE(step.mail_is_empty(), name);
@@ -336,6 +340,102 @@ TEST_CASE("many heads and long sequences agree") {
   }
 }
 
+// With the ranges of one or two multiprocessors a warp has hundreds of units:
+// it fetches ids many times for a sequence, and a range begins and ends inside
+// one. The lengths end within a unit.
+TEST_CASE("long ranges of permuted blocks agree, whatever the block size") {
+  if (!have_device()) {
+    return;
+  }
+  for (const DType dtype : kDTypes) {
+    for (const int block_size : {8, 16, 32, 64, 128, 256}) {
+      const DecodeCase c = {
+          .q_dtype = dtype,
+          .kv_dtype = dtype,
+          .num_q_heads = 2,
+          .num_kv_heads = 1,
+          .block_size = block_size,
+          .seq_lens = {24007, 0, 333, 7689, 9001}};
+      DecodeInputs inputs(c, kNaN);
+      const std::vector<double> reference = reference_of(inputs);
+      for (const Mode& mode : {Mode{0, false, 1}, Mode{0, false, 2}}) {
+        check_step(c, inputs, reference, mode);
+      }
+    }
+  }
+}
+
+TEST_CASE("long ranges of permuted blocks agree in every kernel") {
+  if (!have_device()) {
+    return;
+  }
+  int block_size = 16;
+  for (const DType kv : kDTypes) {
+    for (const int head_dim : kHeadDims) {
+      const auto check = [&](int q_heads, int kv_heads, DType q) {
+        const DecodeCase c = {
+            .q_dtype = q,
+            .kv_dtype = kv,
+            .num_q_heads = q_heads,
+            .num_kv_heads = kv_heads,
+            .head_dim = head_dim,
+            .block_size = block_size,
+            .seq_lens = {5003, 700, 3057}};
+        DecodeInputs inputs(c, kNaN);
+        check_step(c, inputs, reference_of(inputs), {0, true, 1});
+        block_size = block_size == 256 ? 16 : 2 * block_size;
+      };
+      check(3, 3, kv);
+      check(4, 2, kv);
+      check(8, 1, kv);
+      check(16, 1, kv);
+      check(2, 1, kv == DType::Float32 ? DType::Float16 : DType::Float32);
+    }
+  }
+}
+
+// The same tokens in other blocks: block i has become the i-th last.
+DecodeInputs in_other_blocks(DecodeInputs inputs) {
+  const std::int32_t num_blocks = inputs.args().params.num_blocks;
+  const auto reverse = [&](std::vector<std::byte>& cache) {
+    const std::size_t bytes =
+        cache.size() / static_cast<std::size_t>(num_blocks);
+    std::vector<std::byte> reversed;
+    for (std::size_t end = cache.size(); end > 0; end -= bytes) {
+      reversed.insert(
+          reversed.end(),
+          cache.begin() + static_cast<std::ptrdiff_t>(end - bytes),
+          cache.begin() + static_cast<std::ptrdiff_t>(end));
+    }
+    cache = reversed;
+  };
+  reverse(inputs.k);
+  reverse(inputs.v);
+  for (std::int32_t& id : inputs.table) {
+    id = id == DecodeInputs::kUnusedId ? id : num_blocks - 1 - id;
+  }
+  return inputs;
+}
+
+TEST_CASE("a row does not depend on where its blocks lie") {
+  if (!have_device()) {
+    return;
+  }
+  for (const DType dtype : {DType::Float16, DType::Float32}) {
+    const DecodeCase c = {
+        .q_dtype = DType::Float32, .kv_dtype = dtype, .seq_lens = {9001, 4003}};
+    DecodeInputs inputs(c, kNaN);
+    DecodeInputs moved = in_other_blocks(inputs);
+    const auto same_bits = [&](const Mode& mode) {
+      return DeviceStep(inputs, mode).run() == DeviceStep(moved, mode).run();
+    };
+    CHECK(same_bits({1, false}));
+    CHECK(same_bits({2, false}));
+    CHECK(same_bits({0, false}));
+    CHECK(same_bits({0, false, 1}));
+  }
+}
+
 TEST_CASE("extreme logits stay finite and right") {
   if (!have_device()) {
     return;
@@ -355,7 +455,7 @@ TEST_CASE("extreme logits stay finite and right") {
         test::put(inputs.q, i, gain * test::get(inputs.q, i, dtype), dtype);
       }
       const std::vector<double> reference = reference_of(inputs);
-      DeviceStep step(inputs, 0, true);
+      DeviceStep step(inputs, {0, true});
       CHECK(worst_error(step.run(), reference, c, 4.0 * gain) <= 1.0);
     }
   }
@@ -375,7 +475,7 @@ TEST_CASE("a captured launch follows lengths and tables that change") {
         .block_size = 32,
         .seq_lens = std::vector<int>(static_cast<std::size_t>(num_seqs), 5000)};
     DecodeInputs inputs(c, kNaN);
-    DeviceStep step(inputs, 0, num_seqs > 1);
+    DeviceStep step(inputs, {0, num_seqs > 1});
     const std::vector<std::int32_t> zeros(
         static_cast<std::size_t>(num_seqs), 0);
     step.set_lens(zeros);
@@ -438,11 +538,11 @@ TEST_CASE("with forced splits a row does not depend on its batch") {
           .block_size = 16,
           .seq_lens = {1100, 3, 0, 517, 64}};
       DecodeInputs inputs(c, kNaN);
-      DeviceStep all(inputs, num_splits, true);
+      DeviceStep all(inputs, {num_splits, true});
       const std::vector<std::byte> out = all.run();
       const std::size_t row = out.size() / c.seq_lens.size();
       for (std::size_t s = 0; s < c.seq_lens.size(); ++s) {
-        DeviceStep alone(inputs, num_splits, true);
+        DeviceStep alone(inputs, {num_splits, true});
         alone.launch.args.num_seqs = 1;
         alone.launch.grid /= static_cast<std::int64_t>(c.seq_lens.size());
         alone.launch.args.num_mail_slots /=
@@ -482,7 +582,7 @@ TEST_CASE("batches beyond 65,535 are right") {
           .seq_lens = std::vector<int>(static_cast<std::size_t>(num_seqs), 1),
           .extra_width = 1};
       DecodeInputs inputs(c, kNaN);
-      DeviceStep step(inputs, num_splits, true);
+      DeviceStep step(inputs, {num_splits, true});
       CHECK(worst_error(step.run(), reference_of(inputs), c) <= 1.0);
     }
   }
@@ -511,7 +611,7 @@ TEST_CASE("offsets beyond 2^31 elements reach the top blocks") {
       .block_size = 32,
       .seq_lens = {96, 70}};
   DecodeInputs inputs(c, kNaN);
-  DeviceStep small(inputs, 0, true);
+  DeviceStep small(inputs, {0, true});
   const std::vector<std::byte> expected = small.run();
   DeviceBuffer<std::byte> k(cache_bytes);
   DeviceBuffer<std::byte> v(cache_bytes);
@@ -521,7 +621,7 @@ TEST_CASE("offsets beyond 2^31 elements reach the top blocks") {
       k.data() + offset, inputs.k.data(), inputs.k.size(), cudaMemcpyDefault));
   QUIRE_CHECK_CUDA(cudaMemcpy(
       v.data() + offset, inputs.v.data(), inputs.v.size(), cudaMemcpyDefault));
-  DeviceStep large(inputs, 0, true);
+  DeviceStep large(inputs, {0, true});
   std::vector<std::int32_t> table = inputs.table;
   for (std::int32_t& id : table) {
     id = id == DecodeInputs::kUnusedId
@@ -571,7 +671,7 @@ TEST_CASE("lengths outside the table's row are cut to it") {
       .seq_lens = {40, 33},
       .extra_width = 0};
   DecodeInputs inputs(c, 1.0f);
-  DeviceStep step(inputs, 0, true);
+  DeviceStep step(inputs, {0, true});
   const int widest = inputs.width() * c.block_size;
   std::vector<std::int32_t> table = inputs.table;
   std::replace(table.begin(), table.end(), DecodeInputs::kUnusedId, 0);
