@@ -17,7 +17,7 @@ constexpr DType kDTypes[] = {DType::Float16, DType::BFloat16, DType::Float32};
 
 // As an H100 SXM reports itself.
 DeviceLimits h100() {
-  return {90, 132, 232448, {0, 0, 66, 39, 30, 24, 19, 16, 15}};
+  return {90, 132, 232448, 3352, {0, 0, 66, 39, 30, 24, 19, 16, 15}};
 }
 
 DeviceLimits limits_of(int compute_capability) {
@@ -151,11 +151,15 @@ TEST_CASE("one short sequence is merged in clusters where they exist") {
 }
 
 TEST_CASE("rings are short for short work and deep for small units") {
-  const auto stages = [](int num_seqs, int max_blocks, int head_dim) {
+  const auto stages = [](int num_seqs,
+                         int max_blocks,
+                         int head_dim,
+                         int memory_gb_per_s = 3352) {
     DecodeParams p = llama(num_seqs);
     p.max_blocks_per_seq = max_blocks;
     p.head_dim = head_dim;
     DeviceLimits plain = h100();
+    plain.memory_gb_per_s = memory_gb_per_s;
     std::fill(
         std::begin(plain.active_clusters), std::end(plain.active_clusters), 0);
     const DecodeChoice c =
@@ -168,6 +172,10 @@ TEST_CASE("rings are short for short work and deep for small units") {
   CHECK(stages(16, 128, 128) == 2);  // 16 x 4k: 32
   CHECK(stages(64, 512, 128) == 2);  // 64 x 16k
   CHECK(stages(64, 512, 64) == 3);
+  // An H200's memory.
+  CHECK(stages(4, 32, 128, 4916) == 2);
+  CHECK(stages(16, 128, 128, 4916) == 3);
+  CHECK(stages(64, 512, 128, 4916) == 2);
 }
 
 TEST_CASE("short rows of several KV heads are read together in long work") {

@@ -129,6 +129,15 @@ DeviceLimits query_limits(int device) {
       &limits.smem_per_cta_bytes,
       cudaDevAttrMaxSharedMemoryPerBlockOptin,
       device));
+  int clock_khz = 0;
+  int bus_bits = 0;
+  QUIRE_CHECK_CUDA(
+      cudaDeviceGetAttribute(&clock_khz, cudaDevAttrMemoryClockRate, device));
+  QUIRE_CHECK_CUDA(cudaDeviceGetAttribute(
+      &bus_bits, cudaDevAttrGlobalMemoryBusWidth, device));
+  // Two transfers a clock.
+  limits.memory_gb_per_s =
+      static_cast<int>(2e-6 * clock_khz * (bus_bits / 8.0));
   limits.compute_capability = 10 * major + minor;
   require_code(limits.compute_capability);
   if (smem_class(limits.compute_capability) == SmemClass::Kb227) {
