@@ -111,13 +111,15 @@ int cluster_stages(
 // Stages of a warp's ring. Two start sooner, which counts while a warp has few
 // units, and read long ranges faster where blocks lie in order or lengths are
 // ragged. Three fill the memory pipe in between, the longer the faster the
-// memory is (HBM3e: 4.9 TB/s), and where units are small.
+// memory is (HBM3e: 4.9 TB/s; but not where 32 heads' CTAs share a block), and
+// where units are small.
 int ring_stages(
     std::int64_t units_per_warp,
     const TileShape& shape,
+    int heads,
     const DeviceLimits& limits) {
   const int unit_bytes = 2 * shape.unit_len() * shape.row_bytes();
-  const int long_range = limits.memory_gb_per_s > 4000 ? 48 : 24;
+  const int long_range = limits.memory_gb_per_s > 4000 && heads < 32 ? 48 : 24;
   return units_per_warp >= 6 &&
                  (units_per_warp < long_range || unit_bytes < 8192)
              ? 3
@@ -210,7 +212,7 @@ DecodeChoice choose_decode_launch(
       l.cluster = num_ranges = cluster;
     } else {
       l.variant.max_stages = ring_stages(
-          units / std::max(1, num_ranges * deep.warps), deep, limits);
+          units / std::max(1, num_ranges * deep.warps), deep, heads, limits);
     }
   }
   const TileShape shape = tile_shape(

@@ -154,8 +154,10 @@ TEST_CASE("rings are short for short work and deep for small units") {
   const auto stages = [](int num_seqs,
                          int max_blocks,
                          int head_dim,
-                         int memory_gb_per_s = 3352) {
+                         int memory_gb_per_s = 3352,
+                         int num_kv_heads = 8) {
     DecodeParams p = llama(num_seqs);
+    p.num_kv_heads = num_kv_heads;
     p.max_blocks_per_seq = max_blocks;
     p.head_dim = head_dim;
     DeviceLimits plain = h100();
@@ -176,6 +178,7 @@ TEST_CASE("rings are short for short work and deep for small units") {
   CHECK(stages(4, 32, 128, 4916) == 2);
   CHECK(stages(16, 128, 128, 4916) == 3);
   CHECK(stages(64, 512, 128, 4916) == 2);
+  CHECK(stages(4, 128, 128, 4916, 32) == 2);
 }
 
 TEST_CASE("short rows of several KV heads are read together in long work") {
