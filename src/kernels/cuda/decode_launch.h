@@ -129,7 +129,7 @@ struct DeviceLimits {
   int compute_capability = 0;  // 10 * major + minor
   int num_sms = 0;
   int smem_per_cta_bytes = 0;  // opt-in limit
-  int memory_gb_per_s = 0;     // peak: clock times bus width
+  int memory_gb_per_s = 0;     // peak; 0: unknown
   /// How many clusters of c CTAs with a whole SM's shared memory each fit at
   /// once, for c up to kMaxCluster; all 0 without clusters (below sm_90, or
   /// where the graph that holds the launch cannot carry a cluster shape).
