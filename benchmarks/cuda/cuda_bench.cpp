@@ -310,31 +310,24 @@ class Bench {
       }
       const DeviceBuffer<std::int32_t> device_ids(ids);
       const DeviceBuffer<std::int32_t> device_tokens(block_tokens);
+      const auto list = [&](int i) -> BlockList {
+        return {
+            .k_cache = k_.data() + i % sets * set_bytes,
+            .v_cache = v_.data() + i % sets * set_bytes,
+            .block_ids = device_ids.data(),
+            .block_tokens = device_tokens.data(),
+            .num_blocks = num_blocks,
+            .block_size = block_size,
+            .token_bytes = row_bytes};
+      };
       row.read_blocks_seconds =
           time_launches(launches, [&](int i, cudaStream_t stream) {
-            launch_read_blocks(
-                k_.data() + i % sets * set_bytes,
-                v_.data() + i % sets * set_bytes,
-                device_ids.data(),
-                device_tokens.data(),
-                num_blocks,
-                block_size,
-                row_bytes,
-                sink_.data(),
-                stream);
+            launch_read_blocks(list(i), sink_.data(), stream);
           }).median;
       if (has_bulk_copies()) {
         row.read_shares_seconds =
             time_launches(launches, [&](int i, cudaStream_t stream) {
-              launch_read_shares(
-                  k_.data() + i % sets * set_bytes,
-                  v_.data() + i % sets * set_bytes,
-                  device_ids.data(),
-                  device_tokens.data(),
-                  num_blocks,
-                  block_size,
-                  row_bytes,
-                  stream);
+              launch_read_shares(list(i), stream);
             }).median;
       }
       std::printf(

@@ -408,43 +408,29 @@ void launch_read(
 }
 
 void launch_read_blocks(
-    const void* k_cache,
-    const void* v_cache,
-    const int32_t* block_ids,
-    const int32_t* block_tokens,
-    int num_blocks,
-    int block_size,
-    int64_t token_bytes,
+    const BlockList& list,
     void* sink,
     cudaStream_t stream) {
-  const int64_t block_loads = block_size * token_bytes / 16;
+  const int64_t block_loads = list.block_size * list.token_bytes / 16;
   constexpr int kLoads = kPieceLoads * kPieceThreads;
   const int64_t pieces = (block_loads + kLoads - 1) / kLoads;
   read_blocks<<<
-      static_cast<unsigned>(2 * pieces * num_blocks),
+      static_cast<unsigned>(2 * pieces * list.num_blocks),
       kPieceThreads,
       0,
       stream>>>(
-      static_cast<const uint4*>(k_cache),
-      static_cast<const uint4*>(v_cache),
-      block_ids,
-      block_tokens,
+      static_cast<const uint4*>(list.k_cache),
+      static_cast<const uint4*>(list.v_cache),
+      list.block_ids,
+      list.block_tokens,
       static_cast<int>(pieces),
       block_loads,
-      token_bytes / 16,
+      list.token_bytes / 16,
       static_cast<uint4*>(sink));
   check_cuda("launch_read_blocks", cudaGetLastError());
 }
 
-void launch_read_shares(
-    const void* k_cache,
-    const void* v_cache,
-    const int32_t* block_ids,
-    const int32_t* block_tokens,
-    int num_blocks,
-    int block_size,
-    int64_t token_bytes,
-    cudaStream_t stream) {
+void launch_read_shares(const BlockList& list, cudaStream_t stream) {
   constexpr int kSmemBytes = kShareWarps * kShareStages * 2 * kSharePiece;
   check_cuda(
       "cudaFuncSetAttribute",
@@ -452,17 +438,17 @@ void launch_read_shares(
           read_shares,
           cudaFuncAttributeMaxDynamicSharedMemorySize,
           kSmemBytes));
-  const int64_t block_bytes = block_size * token_bytes;
+  const int64_t block_bytes = list.block_size * list.token_bytes;
   const int64_t pieces = (block_bytes + kSharePiece - 1) / kSharePiece;
   read_shares<<<num_sms(), kShareWarps * 32, kSmemBytes, stream>>>(
-      static_cast<const char*>(k_cache),
-      static_cast<const char*>(v_cache),
-      block_ids,
-      block_tokens,
-      num_blocks * pieces,
+      static_cast<const char*>(list.k_cache),
+      static_cast<const char*>(list.v_cache),
+      list.block_ids,
+      list.block_tokens,
+      list.num_blocks * pieces,
       static_cast<int>(pieces),
       block_bytes,
-      token_bytes);
+      list.token_bytes);
   check_cuda("launch_read_shares", cudaGetLastError());
 }
 

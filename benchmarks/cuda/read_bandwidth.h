@@ -24,25 +24,25 @@ void launch_read(
     void* sink,  // 16 bytes
     cudaStream_t stream);
 
+/** Which blocks of two pools are read, in the order in which they are read. */
+struct BlockList {
+  const void* k_cache = nullptr;
+  const void* v_cache = nullptr;
+  const std::int32_t* block_ids = nullptr;     // [num_blocks]
+  const std::int32_t* block_tokens = nullptr;  // [num_blocks], read of each
+  int num_blocks = 0;
+  int block_size = 0;            // tokens of a block
+  std::int64_t token_bytes = 0;  // of K, and as many of V; a multiple of 16
+};
+
 /**
- * Enqueues a kernel that reads the blocks `block_ids` of two pools and does
- * nothing with them: what a block table's order costs whoever follows it. CTAs
- * of 16 KB take the blocks in the list's order, as fast as they come free, like
- * the fastest of the kernels above.
- *
- * @param block_tokens  of each of the num_blocks entries of the list, how many
- *                      tokens of the block are read
- * @param block_size    tokens of a block, of token_bytes bytes (a multiple of
- *                      16) each
+ * Enqueues a kernel that reads the blocks of a list and does nothing with them:
+ * what a block table's order costs whoever follows it. CTAs of 16 KB take the
+ * blocks in the list's order, as fast as they come free, like the fastest of
+ * the kernels above.
  */
 void launch_read_blocks(
-    const void* k_cache,
-    const void* v_cache,
-    const std::int32_t* block_ids,
-    const std::int32_t* block_tokens,
-    int num_blocks,
-    int block_size,
-    std::int64_t token_bytes,
+    const BlockList& list,
     void* sink,  // 16 bytes
     cudaStream_t stream);
 
@@ -52,15 +52,7 @@ void launch_read_blocks(
  * in every run: what such a cut costs. Bulk copies, 192 KB of shared memory a
  * multiprocessor; needs has_bulk_copies().
  */
-void launch_read_shares(
-    const void* k_cache,
-    const void* v_cache,
-    const std::int32_t* block_ids,
-    const std::int32_t* block_tokens,
-    int num_blocks,
-    int block_size,
-    std::int64_t token_bytes,
-    cudaStream_t stream);
+void launch_read_shares(const BlockList& list, cudaStream_t stream);
 
 /** Fills n elements (an even number) with N(0, 1). `kind`: 0 f32, 1 f16, 2
  * bf16. */
