@@ -186,7 +186,7 @@ DecodeChoice choose_decode_launch(
     l.variant.kv_heads = cta_kv_heads(params, group, units, limits.num_sms);
   }
   const int heads = params.num_kv_heads / l.variant.kv_heads * a.head_tiles;
-  a.range_ctas = heads;
+  a.range_ctas = Divider(heads);
   const int quads = l.variant.kv_heads * a.tile_heads * (params.head_dim / 4);
   int num_ranges = std::max(1, limits.num_sms / heads);
 
@@ -259,7 +259,10 @@ DecodeChoice choose_decode_launch(
   l.workspace_bytes = slots * quads * 5 * 4;
   if (l.grid > std::numeric_limits<std::int32_t>::max()) {
     choice.reason = "the CUDA kernel's grid would exceed 2^31 - 1 CTAs";
+    return choice;
   }
+  a.num_ranges =
+      Divider(std::max(1, static_cast<std::int32_t>(l.grid / heads)));
   return choice;
 }
 

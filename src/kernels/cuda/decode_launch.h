@@ -5,13 +5,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/divider.h"
 #include "kernels/decode_params.h"
-
-#if defined(__CUDACC__)
-#define QUIRE_HD __host__ __device__ __forceinline__
-#else
-#define QUIRE_HD inline
-#endif
 
 namespace quire::cuda {
 
@@ -158,7 +153,8 @@ struct DecodeKernelArgs {
   std::int32_t head_tiles = 1;  // CTAs that share the group of one KV head
   std::int32_t tile_heads = 0;  // query heads of a KV head that each serves,
                                 // the last may have fewer
-  std::int32_t range_ctas = 1;  // CTAs that serve all heads of one range
+  Divider range_ctas;           // CTAs that serve all heads of one range
+  Divider num_ranges;           // of the work list, or splits of all sequences
   std::int32_t num_splits = 0;  // 0: equal ranges of all tokens; else one CTA a
                                 // (sequence, split)
   std::int32_t leaders = 1;     // CTAs that share the merge of one sequence

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -192,7 +193,7 @@ TEST_CASE("short rows of several KV heads are read together in long work") {
         choose_decode_launch(p, DType::Float16, DType::Float16, h100());
     REQUIRE(c);
     CHECK(
-        c.launch.args.range_ctas ==
+        c.launch.args.range_ctas.divisor ==
         num_kv_heads / c.launch.variant.kv_heads * c.launch.args.head_tiles);
     return c.launch.variant.kv_heads;
   };
@@ -224,11 +225,29 @@ TEST_CASE("leaders of one sequence fit half the GPU") {
           choose_decode_launch(p, DType::Float16, DType::Float16, h100());
       REQUIRE(c);
       const DecodeKernelArgs& a = c.launch.args;
-      CHECK((a.leaders == 1 || a.leaders * a.range_ctas * 2 <= 132));
+      CHECK((a.leaders == 1 || a.leaders * a.range_ctas.divisor * 2 <= 132));
       CHECK(
           a.leaders * a.leader_quads >=
           c.launch.variant.kv_heads * a.tile_heads * head_dim / 4);
     }
+  }
+}
+
+TEST_CASE("a divider divides") {
+  constexpr std::int32_t kMax = std::numeric_limits<std::int32_t>::max();
+  std::mt19937 rng(2);
+  const auto up_to = [&](std::int32_t most) {  // of every magnitude
+    return static_cast<std::int32_t>(rng() % 0x7fffffffu) % most >> rng() % 31;
+  };
+  for (int i = 0; i < 200000; ++i) {
+    const std::int32_t d = i < 300 ? i + 1 : 1 + up_to(kMax - 1);
+    const Divider by(d);
+    for (const std::int32_t x :
+         {0, d - 1, d, kMax, kMax / d * d, kMax / d * d - 1, up_to(kMax)}) {
+      REQUIRE(by.quotient(x) == x / d);
+    }
+    const std::int32_t x = up_to(kMax - d + 1);
+    REQUIRE(by.quotient_up(x) == (std::int64_t{x} + d - 1) / d);
   }
 }
 
@@ -267,11 +286,11 @@ TEST_CASE("ranges cover every unit once and agree on a sequence's pieces") {
       len = rng() % 4 == 0 ? 0 : static_cast<int>(rng() % (1 + rng() % 5000));
       total += num_units(len, unit_len);
     }
-    const int num_ranges = 1 + static_cast<int>(rng() % 140);
+    const Divider num_ranges(1 + static_cast<int>(rng() % 140));
     const int share = range_share(total, num_ranges);
     std::vector<int> covered(lens.size(), 0);
     std::vector<std::vector<Pieces>> pieces(lens.size());
-    for (int r = 0; r < num_ranges; ++r) {
+    for (int r = 0; r < num_ranges.divisor; ++r) {
       const int begin = r * share;
       if (begin >= total) {
         continue;

@@ -253,13 +253,28 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
   constexpr bool kTensorCores = sizeof(T) == 2;
   extern __shared__ __align__(128) uint8_t smem[];
 
+  // The lengths before all else, which waits for them.
+  LengthBatch lens;
+  int only_len = 0;
+  if constexpr (kCluster) {
+    only_len = load_now(args.seq_lens);
+  } else {
+    lens.load(args, 0);
+  }
+
   const int warp = threadIdx.x / kWarpSize;
   const int lane = threadIdx.x % kWarpSize;
-  const int heads = args.range_ctas;
-  const int num_ranges = gridDim.x / heads;
-  const int head = kCluster ? blockIdx.x / num_ranges : blockIdx.x % heads;
-  const int range =
-      kCluster ? blockIdx.x % num_ranges : num_ranges - 1 - blockIdx.x / heads;
+  const int heads = args.range_ctas.divisor;
+  const int num_ranges = args.num_ranges.divisor;
+  int head, range;
+  if constexpr (kCluster) {  // a cluster has all ranges of one head
+    head = cluster_id();
+    range = cluster_rank();
+  } else {
+    const int row = args.range_ctas.quotient(blockIdx.x);
+    head = blockIdx.x - row * heads;
+    range = num_ranges - 1 - row;
+  }
   int kv_head = head * kShape.kv_heads;
   int first_head = 0;  // of the group
   int group_heads = args.tile_heads;
@@ -273,7 +288,6 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
   const int q_heads = args.num_kv_heads * args.group_size;
   const int first_row = kv_head * args.group_size + first_head;
 
-  allow_next_launch();
   if constexpr (kCluster) {
     cluster_arrive_relaxed();
   }
@@ -284,7 +298,8 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
   Segment segment;
   Pieces pieces;
   if (dealt) {
-    segment.seq_len = load_seq_len(args, 0);
+    segment.seq_len =
+        kCluster ? usable_len(args, only_len) : load_seq_len(args, 0);
     segment.begin = range;
     segment.end = num_units(segment.seq_len, kUnitLen);
     segment.step = num_ranges;
@@ -299,7 +314,7 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
         args.num_splits,
         range - segment.seq_idx * args.num_splits);
   } else {
-    segment = find_range<kUnitLen>(args, range, num_ranges, share);
+    segment = find_range<kUnitLen>(args, range, lens, share);
   }
   const int64_t q_row_bytes =
       static_cast<int64_t>(kHeadDim) * (args.q_dtype == DType::Float32 ? 4 : 2);
@@ -321,6 +336,7 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
   for (int s = 0; s < kStages - 1; ++s) {
     loader.issue(s);
   }
+  allow_next_launch();
   write_empty_rows<T, kHeadDim, kConvert>(args);
 
   float* const after_rings =

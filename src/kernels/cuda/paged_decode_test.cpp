@@ -545,6 +545,7 @@ TEST_CASE("with forced splits a row does not depend on its batch") {
         DeviceStep alone(inputs, {num_splits, true});
         alone.launch.args.num_seqs = 1;
         alone.launch.grid /= static_cast<std::int64_t>(c.seq_lens.size());
+        alone.launch.args.num_ranges = Divider(alone.launch.args.num_splits);
         alone.launch.args.num_mail_slots /=
             static_cast<std::int64_t>(c.seq_lens.size());
         alone.launch.args.q =

@@ -116,6 +116,13 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+/// A load that is issued here; the compiler would move it down to its use.
+__device__ __forceinline__ int load_now(const int* p) {
+  int x;
+  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(x) : "l"(p));
+  return x;
+}
+
 // ---- L2 policies ------------------------------------------------------------
 
 /// For K and V, which are read once.
@@ -211,6 +218,23 @@ __device__ __forceinline__ void wait_for_previous_launch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+/// Which cluster of the grid, and which CTA of the cluster, this is.
+__device__ __forceinline__ int cluster_id() {
+  int x = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(x));
+#endif
+  return x;
+}
+
+__device__ __forceinline__ int cluster_rank() {
+  int x = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(x));
+#endif
+  return x;
 }
 
 __device__ __forceinline__ void cluster_arrive_relaxed() {

@@ -10,11 +10,49 @@ namespace quire::cuda {
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 /// A length that the table row can hold: no read ever leaves the row.
+__device__ __forceinline__ int usable_len(
+    const DecodeKernelArgs& args,
+    int seq_len) {
+  return max(0, min(seq_len, args.max_seq_len));
+}
+
 __device__ __forceinline__ int load_seq_len(
     const DecodeKernelArgs& args,
     int seq_idx) {
-  return max(0, min(__ldg(args.seq_lens + seq_idx), args.max_seq_len));
+  return usable_len(args, __ldg(args.seq_lens + seq_idx));
 }
+
+/// Lengths of many sequences, those of base + lane, base + lane + 32, ... in
+/// this lane: all loads are under way before the first is waited for.
+struct LengthBatch {
+  static constexpr int kLoads = 8;
+  static constexpr int kSize = kLoads * kWarpSize;
+
+  __device__ __forceinline__ void load(const DecodeKernelArgs& args, int base) {
+    const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      const int s = base + j * kWarpSize + lane;
+      seq_len_[j] = s < args.num_seqs ? load_now(args.seq_lens + s) : 0;
+    }
+  }
+
+  __device__ __forceinline__ int first(const DecodeKernelArgs& args) const {
+    return usable_len(args, seq_len_[0]);
+  }
+  template <int kUnitLen>
+  __device__ __forceinline__ int units(const DecodeKernelArgs& args) const {
+    int sum = 0;
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      sum += num_units(usable_len(args, seq_len_[j]), kUnitLen);
+    }
+    return sum;
+  }
+
+ private:
+  int seq_len_[kLoads];
+};
 
 /// Moves on to the next sequence of the range. `known_len`: the length of
 /// sequence seq_idx + 1 where it was loaded already, else -1.
@@ -37,29 +75,23 @@ advance(Segment& s, const DecodeKernelArgs& args, int known_len) {
 }
 
 /// The first segment of range `range`; every warp computes it for itself, 32
-/// sequences at a time. `share` receives the units of a range.
+/// sequences at a time. `lens`: the first sequences' lengths; `share` receives
+/// the units of a range.
 template <int kUnitLen>
 __device__ __forceinline__ Segment find_range(
     const DecodeKernelArgs& args,
     int range,
-    int num_ranges,
+    const LengthBatch& lens,
     int& share) {
-  constexpr int kBatch = 8;  // loads under way at once
   const int lane = threadIdx.x % kWarpSize;
-  int first_len = 0;
-  int total = 0;
-  for (int base = 0; base < args.num_seqs; base += kBatch * kWarpSize) {
-    int len[kBatch];
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int s = base + j * kWarpSize + lane;
-      len[j] = s < args.num_seqs ? load_seq_len(args, s) : 0;
-      total += num_units(len[j], kUnitLen);
-    }
-    first_len = base == 0 ? len[0] : first_len;
+  int total = lens.units<kUnitLen>(args);
+  for (int base = lens.kSize; base < args.num_seqs; base += lens.kSize) {
+    LengthBatch more;
+    more.load(args, base);
+    total += more.units<kUnitLen>(args);
   }
   total = __reduce_add_sync(kAllLanes, total);
-  share = range_share(total, num_ranges);
+  share = range_share(total, args.num_ranges);
   Segment segment;
   const int begin = range * share;
   if (begin >= total) {
@@ -68,14 +100,16 @@ __device__ __forceinline__ Segment find_range(
   segment.left = min(share, total - begin);
   segment.position = begin;
   int before = 0;
-  int len = first_len;
+  int len = lens.first(args);
   for (int base = 0;; base += kWarpSize) {
     if (base > 0) {
       const int s = base + lane;
       len = s < args.num_seqs ? load_seq_len(args, s) : 0;
     }
     const int units = num_units(len, kUnitLen);
-    const int all = __reduce_add_sync(kAllLanes, units);
+    const int all = args.num_seqs <= kWarpSize
+                        ? total
+                        : __reduce_add_sync(kAllLanes, units);
     if (before + all <= begin) {
       before += all;
       continue;

@@ -22,8 +22,8 @@ QUIRE_HD int num_units(int seq_len, int unit_len) {
 }
 
 /// Units of every range but the last ones.
-QUIRE_HD int range_share(int total_units, int num_ranges) {
-  return (total_units + num_ranges - 1) / num_ranges;
+QUIRE_HD int range_share(int total_units, const Divider& num_ranges) {
+  return num_ranges.quotient_up(total_units);
 }
 
 /// One sequence's part of a CTA's work: units begin, begin + step, ... below
@@ -72,7 +72,7 @@ range_pieces(const Segment& segment, int unit_len, int share, int range) {
 QUIRE_HD Pieces
 split_pieces(Segment& segment, int unit_len, int num_splits, int split) {
   const int units = num_units(segment.seq_len, unit_len);
-  const int share = range_share(units, num_splits);
+  const int share = (units + num_splits - 1) / num_splits;
   segment.begin = split * share;
   segment.end = segment.begin + share < units ? segment.begin + share : units;
   segment.left = segment.end > segment.begin ? segment.end - segment.begin : 0;
