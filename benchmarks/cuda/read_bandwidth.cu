@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx.cuh"
 #include "read_bandwidth.h"
 
 namespace quire::bench {
@@ -103,15 +104,14 @@ class BulkRing {
  public:
   __device__
   BulkRing(uint64_t* barriers, int stages, char* data, int slot_bytes)
-      : barriers_(address(barriers)),
+      : barriers_(cuda::smem_address(barriers)),
         stages_(stages),
-        data_(address(data)),
+        data_(cuda::smem_address(data)),
         slot_bytes_(slot_bytes) {}
 
   __device__ void init() const {
     for (int s = 0; s < stages_; ++s) {
-      asm volatile(
-          "mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers_ + s * 8));
+      cuda::mbarrier_init(barriers_ + s * 8, 1);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -137,22 +137,10 @@ class BulkRing {
 
   /// Waits for use `use` of a slot: 0, 1, ...
   __device__ void wait(int slot, int use) const {
-    uint32_t done = 0;
-    while (done == 0) {
-      asm volatile(
-          "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], "
-          "%2; selp.u32 %0,1,0,p;}"
-          : "=r"(done)
-          : "r"(barriers_ + slot * 8), "r"(use & 1)
-          : "memory");
-    }
+    cuda::mbarrier_wait(barriers_ + slot * 8, use & 1);
   }
 
  private:
-  static __device__ uint32_t address(const void* p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-  }
-
   const uint32_t barriers_;
   const int stages_;
   const uint32_t data_;

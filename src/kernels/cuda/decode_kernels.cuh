@@ -42,7 +42,8 @@ const void* decode_kernel(const DecodeVariant& v) {
     }
     if constexpr (kHeadDim == 96) {
       if (v.kv_heads == 2) {
-        return address<T, kHeadDim, 2, 8, 4>();
+        return v.max_heads == 16 ? address<T, kHeadDim, 2, 16, 4>()
+                                 : address<T, kHeadDim, 2, 8, 4>();
       }
     }
     if (v.cluster) {

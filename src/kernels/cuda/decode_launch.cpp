@@ -50,7 +50,7 @@ int cta_kv_heads(
   int heads = 1;
   if (p.head_dim == 64 && p.num_kv_heads % 3 == 0 && group <= 4) {
     heads = 3;
-  } else if (p.head_dim == 96 && p.num_kv_heads % 2 == 0 && group <= 8) {
+  } else if (p.head_dim == 96 && p.num_kv_heads % 2 == 0) {
     heads = 2;
   }
   return units * p.num_kv_heads >= std::int64_t{kMinUnits} * heads * num_sms
@@ -196,7 +196,7 @@ DecodeChoice choose_decode_launch(
   // type and up to 8 heads.
   if (l.variant.kv_heads > 1) {
     l.variant.max_stages = 4;
-    l.variant.max_heads = params.head_dim == 64 ? 4 : 8;
+    l.variant.max_heads = params.head_dim == 64 ? 4 : group <= few ? few : many;
   } else if (!l.variant.convert && l.variant.max_heads == few) {
     const TileShape deep =
         tile_shape(kv_bytes, params.head_dim, 1, few, 3, smem);

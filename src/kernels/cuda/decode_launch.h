@@ -39,9 +39,16 @@ struct TileShape {
   int kv_heads = 0;   // KV heads that a CTA serves, side by side in memory
   int max_heads = 0;  // query heads of one KV head that a CTA serves at most
   int warps = 0;
-  int stages = 0;  // units in a warp's ring
+  int stages = 0;  // units in a ring
+  int crew = 1;    // warps that share a ring and split its KV heads
 
-  /// Tokens of a unit, the work of one warp at a time: one m16 tile of the
+  QUIRE_HD constexpr int crews() const {
+    return warps / crew;
+  }
+  QUIRE_HD constexpr int warp_kv_heads() const {
+    return kv_heads / crew;
+  }
+  /// Tokens of a unit, the work of one crew at a time: one m16 tile of the
   /// tensor cores, or 8 rows of float32. 16 tokens lie in one block, or in two
   /// blocks of 8.
   QUIRE_HD constexpr int unit_len() const {
@@ -60,7 +67,7 @@ struct TileShape {
   QUIRE_HD constexpr int row_bytes() const {
     return token_bytes() + (kv_bytes == 2 && !swizzled() ? 16 : 0);
   }
-  QUIRE_HD constexpr int ring_bytes() const {  // of one warp
+  QUIRE_HD constexpr int ring_bytes() const {  // of one crew
     return 2 * unit_len() * row_bytes() * stages;
   }
   /// Floats between the query heads of a warp's partial output. The tensor
@@ -69,10 +76,10 @@ struct TileShape {
   QUIRE_HD constexpr int partial_stride() const {
     return head_dim + (kv_bytes == 2 ? 4 : 0);
   }
-  /// Ring and the warps' partial states: output, maximum and sum of each of
+  /// Rings and the crews' partial states: output, maximum and sum of each of
   /// `heads` query heads, of all KV heads together.
   QUIRE_HD constexpr int smem_bytes(int heads) const {
-    return warps * (ring_bytes() + heads * (partial_stride() + 2) * 4) +
+    return crews() * (ring_bytes() + heads * (partial_stride() + 2) * 4) +
            warps * scratch_floats() * 4;
   }
   /// Floats of a warp's softmax weights on their way between lanes, which the
@@ -83,7 +90,8 @@ struct TileShape {
 };
 
 /// The shape for a cache type, a head dim and numbers of heads: the most
-/// bytes in flight that fit, 8 warps where the ring allows it.
+/// bytes in flight that fit, 8 warps where the ring allows it. The registers of
+/// a warp hold the state of several KV heads for groups of up to 8.
 constexpr TileShape tile_shape(
     int kv_bytes,
     int head_dim,
@@ -96,7 +104,13 @@ constexpr TileShape tile_shape(
        warps /= 2) {
     for (int stages = max_stages; stages >= 2 && best.warps == 0; --stages) {
       const TileShape shape{
-          kv_bytes, head_dim, kv_heads, max_heads, warps, stages};
+          kv_bytes,
+          head_dim,
+          kv_heads,
+          max_heads,
+          warps,
+          stages,
+          kv_heads > 1 && max_heads > 8 ? kv_heads : 1};
       if (shape.smem_bytes(kv_heads * max_heads) <= smem_limit_bytes(smem)) {
         best = shape;
       }

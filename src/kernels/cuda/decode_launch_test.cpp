@@ -201,7 +201,7 @@ TEST_CASE("short rows of several KV heads are read together in long work") {
   CHECK(kv_heads(3, 3, 64, 1024) == 1);  // 10 units a CTA
   CHECK(kv_heads(8, 4, 64, 16384) == 1);
   CHECK(kv_heads(8, 4, 96, 16384) == 2);
-  CHECK(kv_heads(8, 16, 96, 16384) == 1);
+  CHECK(kv_heads(8, 16, 96, 16384) == 2);
   CHECK(kv_heads(3, 3, 128, 16384) == 1);
 
   // A row's bits must not depend on its batch: no choice by the batch then.

@@ -44,41 +44,41 @@ struct QuadState {
   }
 };
 
-/// The states of a CTA's warps, in shared memory.
+/// The states of a CTA's crews, in shared memory.
 template <TileShape kShape>
-struct WarpStates {
-  float* partial;  // [warps][num_heads][partial_stride]
-  float2* state;   // [warps][num_heads]: maximum and sum
+struct CrewStates {
+  float* partial;  // [crews][num_heads][partial_stride]
+  float2* state;   // [crews][num_heads]: maximum and sum
   int num_heads;
 
-  __device__ __forceinline__ float* partial_of(int warp) const {
-    return partial + warp * num_heads * kShape.partial_stride();
+  __device__ __forceinline__ float* partial_of(int crew) const {
+    return partial + crew * num_heads * kShape.partial_stride();
   }
-  __device__ __forceinline__ float2* state_of(int warp) const {
-    return state + warp * num_heads;
+  __device__ __forceinline__ float2* state_of(int crew) const {
+    return state + crew * num_heads;
   }
 
   /// The CTA's o / d of elements 4 * quad .. 4 * quad + 3, and its lse.
   __device__ __forceinline__ float4 merged(int quad, float& lse_log2) const {
     const int head = quad / (kShape.head_dim / 4);
     const int at = quad % (kShape.head_dim / 4) * 4;
-    float2 st[kShape.warps];  // a warp without a unit has (-inf, 0) and zeros
+    float2 st[kShape.crews()];  // one without a unit has (-inf, 0) and zeros
     float max_log2 = -INFINITY;
 #pragma unroll
-    for (int w = 0; w < kShape.warps; ++w) {
-      st[w] = state_of(w)[head];
-      max_log2 = fmaxf(max_log2, st[w].x);
+    for (int c = 0; c < kShape.crews(); ++c) {
+      st[c] = state_of(c)[head];
+      max_log2 = fmaxf(max_log2, st[c].x);
     }
     float d = 0.0f;
     float4 o = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-    for (int w = 0; w < kShape.warps; ++w) {
-      const float factor = rescale_factor(st[w].x, max_log2);
-      d += st[w].y * factor;
+    for (int c = 0; c < kShape.crews(); ++c) {
+      const float factor = rescale_factor(st[c].x, max_log2);
+      d += st[c].y * factor;
       add_scaled(
           o,
           *reinterpret_cast<const float4*>(
-              partial_of(w) + head * kShape.partial_stride() + at),
+              partial_of(c) + head * kShape.partial_stride() + at),
           factor);
     }
     lse_log2 = state_lse_log2(max_log2, d);

@@ -21,6 +21,11 @@ class MmaStep {
  public:
   static constexpr int kHeadDim = kShape.head_dim;
 
+  /// `member`: of the warp's crew; its KV heads are those of its number.
+  __device__ __forceinline__ explicit MmaStep(int member)
+      : first_chunk_(
+            kShape.crew == 1 ? 0 : member * kShape.warp_kv_heads() * kChunks) {}
+
   __device__ __forceinline__ void
   load_q(const DecodeKernelArgs& args, int64_t first_row, int group_heads) {
     const int lane = threadIdx.x % kWarpSize;
@@ -62,11 +67,12 @@ class MmaStep {
 
     float s[kTiles][2][4] = {};  // two chains, so that the products overlap
 #pragma unroll
-    for (int i = 0; i < kShape.kv_heads * kSlices; ++i) {
+    for (int i = 0; i < kShape.warp_kv_heads() * kSlices; ++i) {
       const int first = i / kSlices * kGroupTiles;
       const int k = i % kSlices;
       uint32_t a[4];
-      ldmatrix4<false>(a, chunk_address(tile, lane & 15, 2 * i, lane >> 4));
+      ldmatrix4<false>(
+          a, chunk_address(tile, lane & 15, first_chunk_ + 2 * i, lane >> 4));
 #pragma unroll
       for (int n = first; n < first + kGroupTiles; ++n) {
 #pragma unroll
@@ -85,11 +91,12 @@ class MmaStep {
 
     const int v_row = (lane & 7) + (lane >> 4 << 3);
 #pragma unroll
-    for (int j = 0; j < kShape.kv_heads * kSlices; ++j) {
+    for (int j = 0; j < kShape.warp_kv_heads() * kSlices; ++j) {
       const int first = j / kSlices * kGroupTiles;
       const int i = j % kSlices;
       uint32_t a[4];
-      ldmatrix4<true>(a, chunk_address(v_tile, v_row, 2 * j, lane >> 3 & 1));
+      ldmatrix4<true>(
+          a, chunk_address(v_tile, v_row, first_chunk_ + 2 * j, lane >> 3 & 1));
 #pragma unroll
       for (int n = first; n < first + kGroupTiles; ++n) {
         o_[n][i][0] *= keep[n][0];
@@ -137,8 +144,9 @@ class MmaStep {
  private:
   // A tile is 8 columns: query heads of one KV head.
   static constexpr int kGroupTiles = (kShape.max_heads + 7) / 8;
-  static constexpr int kTiles = kShape.kv_heads * kGroupTiles;
+  static constexpr int kTiles = kShape.warp_kv_heads() * kGroupTiles;
   static constexpr int kSlices = kHeadDim / 16;
+  static constexpr int kChunks = 2 * kSlices;  // of 16 bytes, of a head's row
   static constexpr int kParts = kConvert ? 2 : 1;
 
   /// Address of 16-byte chunk `even` + `odd` of a row, `odd` in {0, 1}.
@@ -239,6 +247,7 @@ class MmaStep {
     }
   }
 
+  const int first_chunk_;  // of the warp's heads in a row of the unit
   uint32_t q_[kTiles][kParts][kSlices][2];
   float o_[kTiles][kSlices][4];
   float max_[kTiles][2];

@@ -6,10 +6,12 @@
 // the grid, because their rows are neighbours in memory.
 // Warps: every warp takes every kShape.warps-th unit of the range into a ring
 // of its own and keeps a state of its own; there is no barrier before the
-// range's end. Each byte of K and V is read from memory once, so the kernel is
-// bound by that; 2 to 3 units of 8 KB a warp, 128 KB or more an SM, are in
-// flight, several times what Little's law asks for (about 30 KB an SM at
-// 4.8 TB/s and 0.8 us).
+// range's end. Where a warp's registers do not hold the state of two KV heads
+// with 16 query heads each, two warps are a crew: they share a ring, and each
+// serves one of the KV heads. Each byte of K and V is read from memory once, so
+// the kernel is bound by that; 2 to 3 units of 8 KB a warp, 128 KB or more an
+// SM, are in flight, several times what Little's law asks for (about 30 KB an
+// SM at 4.8 TB/s and 0.8 us).
 //
 // The states of a sequence's CTAs are merged by mail (merge.cuh), or, for one
 // short sequence, through the distributed shared memory of a cluster.
@@ -72,6 +74,39 @@ __device__ __forceinline__ void write_empty_rows(const DecodeKernelArgs& args) {
   }
 }
 
+/// Where the warps of a crew meet, once a unit: the copies of both have landed,
+/// and the unit that was consumed last may be overwritten.
+template <TileShape kShape>
+class CrewBarrier {
+ public:
+  /// All threads of the CTA call it.
+  __device__ __forceinline__ explicit CrewBarrier(int crew) {
+    if constexpr (kShape.crew > 1) {
+      __shared__ uint64_t barriers[kShape.crews()];
+      if (threadIdx.x < kShape.crews()) {
+        mbarrier_init(
+            smem_address(barriers + threadIdx.x), kShape.crew * kWarpSize);
+      }
+      __syncthreads();
+      barrier_ = smem_address(barriers + crew);
+    }
+  }
+
+  __device__ __forceinline__ void meet() {
+    __syncwarp();
+    if constexpr (kShape.crew > 1) {
+      // Every lane arrives: racecheck does not see that one arrives for all.
+      mbarrier_arrive(barrier_);
+      mbarrier_wait(barrier_, phase_);
+      phase_ ^= 1;
+    }
+  }
+
+ private:
+  uint32_t barrier_ = 0;
+  uint32_t phase_ = 0;
+};
+
 /// How a CTA's threads collect mail: `width` of them lie along the slice of the
 /// output, and teams of so many split the pieces. Made before the token loop,
 /// because divisions after it cost 0.3 us and more.
@@ -95,7 +130,7 @@ template <class T, TileShape kShape, bool kConvert>
 __device__ __forceinline__ void collect(
     const DecodeKernelArgs& args,
     const Mail& mail,
-    const WarpStates<kShape>& states,
+    const CrewStates<kShape>& states,
     const Pieces& pieces,
     int begin,
     int end,
@@ -204,7 +239,7 @@ __device__ __forceinline__ void collect(
 template <class T, TileShape kShape, bool kConvert>
 __device__ __forceinline__ void merge_cluster(
     const DecodeKernelArgs& args,
-    const WarpStates<kShape>& states,
+    const CrewStates<kShape>& states,
     int rank,
     int num_ranks,
     int quads,
@@ -249,6 +284,7 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
   constexpr int kHeadDim = kShape.head_dim;
   constexpr int kUnitLen = kShape.unit_len();
   constexpr int kWarps = kShape.warps;
+  constexpr int kCrews = kShape.crews();
   constexpr int kStages = kShape.stages;
   constexpr bool kTensorCores = sizeof(T) == 2;
   extern __shared__ __align__(128) uint8_t smem[];
@@ -263,6 +299,8 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
   }
 
   const int warp = threadIdx.x / kWarpSize;
+  const int crew = warp / kShape.crew;
+  const int member = warp % kShape.crew;
   const int lane = threadIdx.x % kWarpSize;
   const int heads = args.range_ctas.divisor;
   const int num_ranges = args.num_ranges.divisor;
@@ -322,15 +360,17 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
   TileLoader<kShape, !kCluster> loader(
       args,
       segment,
-      warp,
+      crew,
+      member,
       q_line < num_heads * q_row_bytes
           ? static_cast<const char*>(args.q) + first_row * q_row_bytes + q_line
           : nullptr,
       q_heads * q_row_bytes);
   const Teams teams(args.leader_quads, kWarps * kWarpSize);
+  CrewBarrier<kShape> crew_barrier(crew);
   wait_for_previous_launch();
 
-  uint8_t* const ring = smem + warp * kShape.ring_bytes();
+  uint8_t* const ring = smem + crew * kShape.ring_bytes();
   loader.start(smem_address(ring), kv_head);
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
@@ -340,20 +380,22 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
   write_empty_rows<T, kHeadDim, kConvert>(args);
 
   float* const after_rings =
-      reinterpret_cast<float*>(smem + kWarps * kShape.ring_bytes());
-  WarpStates<kShape> states;
+      reinterpret_cast<float*>(smem + kCrews * kShape.ring_bytes());
+  CrewStates<kShape> states;
   states.partial = after_rings + kWarps * kShape.scratch_floats();
   states.state = reinterpret_cast<float2*>(
-      states.partial + kWarps * max_heads * kShape.partial_stride());
+      states.partial + kCrews * max_heads * kShape.partial_stride());
   states.num_heads = num_heads;
 
   auto step = [&] {
     if constexpr (kTensorCores) {
-      return MmaStep<T, kShape, kConvert>();
+      return MmaStep<T, kShape, kConvert>(member);
     } else {
       return SimtStep<kShape>(after_rings + warp * kShape.scratch_floats());
     }
   }();
+  // The warp's first query head among the CTA's.
+  const int warp_head = member * kShape.warp_kv_heads() * group_heads;
   const int quads = num_heads * (kHeadDim / 4);
   const int slot_quads = max_heads * (kHeadDim / 4);
   int slot = 0;
@@ -361,15 +403,15 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
   for (; kCluster || segment.valid(); advance<kUnitLen>(segment, args, -1)) {
     const int64_t row =
         static_cast<int64_t>(segment.seq_idx) * q_heads + first_row;
-    step.load_q(args, row, group_heads);
+    step.load_q(args, row + warp_head, group_heads);
     if (!dealt && args.num_splits == 0) {
       pieces = range_pieces(segment, kUnitLen, share, range);
     }
 
-    for (int unit = segment.begin + warp * segment.step; unit < segment.end;
-         unit += kWarps * segment.step) {
+    for (int unit = segment.begin + crew * segment.step; unit < segment.end;
+         unit += kCrews * segment.step) {
       cp_async_wait<kStages - 2>();
-      __syncwarp();
+      crew_barrier.meet();
       loader.issue(slot == 0 ? kStages - 1 : slot - 1);  // consumed last turn
       const int rows = segment.seq_len - unit * kUnitLen;
       constexpr int kUnitBytes = 2 * TileLoader<kShape, true>::kHalfBytes;
@@ -386,7 +428,10 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
       __syncthreads();  // the previous segment's states have been read
     }
     first = false;
-    step.store(states.partial_of(warp), states.state_of(warp), group_heads);
+    step.store(
+        states.partial_of(crew) + warp_head * kShape.partial_stride(),
+        states.state_of(crew) + warp_head,
+        group_heads);
     __syncthreads();
 
     const int64_t out_quad = row * (kHeadDim / 4);
@@ -398,7 +443,7 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
           num_ranges,
           quads,
           out_quad,
-          reinterpret_cast<float*>(states.state + kWarps * max_heads));
+          reinterpret_cast<float*>(states.state + kCrews * max_heads));
       return;
     }
 

@@ -23,7 +23,7 @@ using test::Normal;
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 // Kernels compiled for sm_90, of one 16-bit cache type and of float32.
-constexpr std::size_t kNumKernels16Bit = 29;
+constexpr std::size_t kNumKernels16Bit = 30;
 constexpr std::size_t kNumKernelsFloat32 = 14;
 constexpr DType kDTypes[] = {DType::Float16, DType::BFloat16, DType::Float32};
 
@@ -253,6 +253,7 @@ TEST_CASE("every kernel agrees with the double reference, one step each") {
       check(8, 2, few, kMedium, kv);
       check(8, 2, few, kWide, kv);
       check(16, 2, few, kWide, kv);
+      check(22, 2, few, kWide, kv);
       check(12, 1, few, 2, kv);
       check(
           6, 2, few, 2, kv == DType::Float32 ? DType::Float16 : DType::Float32);
@@ -389,6 +390,7 @@ TEST_CASE("long ranges of permuted blocks agree in every kernel") {
       check(4, 2, kv);
       check(8, 1, kv);
       check(16, 1, kv);
+      check(22, 2, kv);
       check(2, 1, kv == DType::Float32 ? DType::Float16 : DType::Float32);
     }
   }

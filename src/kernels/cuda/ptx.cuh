@@ -204,7 +204,7 @@ __device__ __forceinline__ uint32_t load_relaxed(const float* p) {
   return v;
 }
 
-// ---- Hopper: clusters and overlapping launches ------------------------------
+// ---- Hopper: overlapping launches, barriers, clusters -----------------------
 
 /// Lets the next kernel of the stream start, if it was launched to overlap.
 __device__ __forceinline__ void allow_next_launch() {
@@ -217,6 +217,39 @@ __device__ __forceinline__ void allow_next_launch() {
 __device__ __forceinline__ void wait_for_previous_launch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// A barrier in shared memory for `count` arrivals a phase.
+__device__ __forceinline__ void mbarrier_init(uint32_t barrier, int count) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier),
+               "r"(count)
+               : "memory");
+#endif
+}
+
+__device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier)
+               : "memory");
+#endif
+}
+
+/// Waits for the end of phase 0, 1, 0, ...
+__device__ __forceinline__ void mbarrier_wait(
+    uint32_t barrier,
+    uint32_t phase) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t done = 0;
+  while (done == 0) {
+    asm volatile(
+        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
+        "selp.u32 %0, 1, 0, p;}"
+        : "=r"(done)
+        : "r"(barrier), "r"(phase)
+        : "memory");
+  }
 #endif
 }
 

@@ -133,9 +133,10 @@ __device__ __forceinline__ Segment find_range(
   }
 }
 
-/// One warp's copies of K and V. The warp takes every kShape.warps-th unit of
+/// One warp's copies of K and V. Its crew takes every kShape.crews()-th unit of
 /// the CTA's segments, turn `turn`, into a ring of kShape.stages units that no
-/// other warp touches: the token loop has no barrier.
+/// other crew touches: the token loop has no barrier of the CTA. In a crew of
+/// two, warp `member` 0 copies K and 1 copies V.
 ///
 /// Block ids sit in registers, one a lane, and are fetched a refill ahead.
 template <TileShape kShape, bool kManySeqs>
@@ -149,11 +150,13 @@ class TileLoader {
       const DecodeKernelArgs& args,
       const Segment& first,
       int turn,
+      int member,
       const void* next_q_line,
       int64_t q_seq_bytes)
       : args_(args),
         segment_(first),
         turn_(turn),
+        member_(member),
         next_q_line_(next_q_line),
         q_seq_bytes_(q_seq_bytes),
         two_blocks_(kUnitLen == 16 && args.block_shift == 3 ? 1 : 0),
@@ -189,7 +192,7 @@ class TileLoader {
       }
       copy(slot);
       ++used_;
-      unit_ += kShape.warps * segment_.step;
+      unit_ += kShape.crews() * segment_.step;
       settle();
     }
     cp_async_commit();
@@ -203,6 +206,7 @@ class TileLoader {
   // fetched whole, it is there when the neighbouring CTA asks.
   static constexpr bool kWholeLines = kChunks % 8 != 0;
   static_assert(kUnitLen * kChunks % kWarpSize == 0);
+  static_assert(kShape.crew <= 2);
 
   /// Block ids of the warp's units from `unit` on, one a lane (or two lanes a
   /// unit). Ids past the row's end are never asked for; ids past the
@@ -210,7 +214,7 @@ class TileLoader {
   __device__ __forceinline__ int load_ids(int seq_idx, int unit) const {
     const int lane = threadIdx.x % kWarpSize;
     const int mine =
-        unit + (lane >> two_blocks_) * kShape.warps * segment_.step;
+        unit + (lane >> two_blocks_) * kShape.crews() * segment_.step;
     const int block_idx = two_blocks_ ? 2 * mine + lane % 2
                                       : mine * kUnitLen >> args_.block_shift;
     return block_idx < args_.max_blocks_per_seq
@@ -223,7 +227,7 @@ class TileLoader {
 
   __device__ __forceinline__ void fetch_next() {
     const int unit =
-        unit_ + (kWarpSize >> two_blocks_) * kShape.warps * segment_.step;
+        unit_ + (kWarpSize >> two_blocks_) * kShape.crews() * segment_.step;
     if (unit < segment_.end) {
       next_ids_ = load_ids(segment_.seq_idx, unit);
       next_len_ = -1;
@@ -276,7 +280,8 @@ class TileLoader {
     }
     const uint32_t base = ring_ + slot * 2 * kHalfBytes;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < 2 / kShape.crew; ++i) {
+      const int half = kShape.crew == 1 ? i : member_;
       const char* const source = half == 0 ? k_ : v_;
 #pragma unroll
       for (int j = 0; j < kCopies; ++j) {
@@ -308,6 +313,7 @@ class TileLoader {
   const DecodeKernelArgs& args_;
   Segment segment_;
   const int turn_;
+  const int member_;
   const void* const next_q_line_;  // this lane's line of q of sequence 0
   const int64_t q_seq_bytes_;
   const int two_blocks_;  // 1: a unit of 16 tokens lies in two blocks of 8
