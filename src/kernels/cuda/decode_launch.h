@@ -135,7 +135,9 @@ struct DecodeVariant {
 
 /// Facts about a device that the launch depends on.
 struct DeviceLimits {
-  int compute_capability = 0;  // 10 * major + minor
+  // 10 * major + minor of the code that runs on the device, which may have been
+  // compiled for an older one: the code's tiles depend on it.
+  int compute_capability = 0;
   int num_sms = 0;
   int smem_per_cta_bytes = 0;  // opt-in limit
   int memory_gb_per_s = 0;     // peak; 0: unknown

@@ -83,9 +83,10 @@ void count_clusters(DeviceLimits& limits) {
   }
 }
 
-// A build holds code for some architectures only; to find that out at a launch
+// The compute capability that the code for this device was compiled for. A
+// build holds code for some architectures only; to find that out at a launch
 // would be too late for another path.
-void require_code(int compute_capability) {
+int code_capability(int compute_capability) {
   cudaFuncAttributes attributes = {};
   const cudaError_t status =
       cudaFuncGetAttributes(&attributes, decode_symbol({}));
@@ -103,6 +104,7 @@ void require_code(int compute_capability) {
         std::to_string(compute_capability % 10) +
         " (CMAKE_CUDA_ARCHITECTURES): " + cudaGetErrorString(status) + ".");
   }
+  return attributes.ptxVersion;
 }
 
 DeviceLimits query_limits(int device) {
@@ -142,8 +144,7 @@ DeviceLimits query_limits(int device) {
     limits.memory_gb_per_s =
         static_cast<int>(2e-6 * clock_khz * (bus_bits / 8.0));
   }
-  limits.compute_capability = 10 * major + minor;
-  require_code(limits.compute_capability);
+  limits.compute_capability = code_capability(10 * major + minor);
   if (smem_class(limits.compute_capability) == SmemClass::Kb227) {
     count_clusters(limits);
   }
