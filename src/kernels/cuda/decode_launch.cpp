@@ -18,7 +18,8 @@ bool known_head_dim(int head_dim) {
          std::end(kHeadDims);
 }
 
-// Units of a CTA below which it serves one KV head: 16 a warp.
+// Units of a CTA below which it serves one KV head: 16 a warp, 32 a
+// crew of two.
 constexpr int kMinUnits = 128;
 
 // Why the kernels do not serve a case; empty when they do.
@@ -40,8 +41,8 @@ const char* unsupported(const DecodeParams& p, const DeviceLimits& limits) {
 // KV heads that a CTA serves. Rows of 3 heads of 64 or 2 of 96 are whole lines
 // of 128 bytes, which the heads' own CTAs would ask for out of step: 5 and 6 %
 // of the time. Merges and units grow with it, so that every warp must have
-// units enough, and the ring needs Hopper's shared memory. Two heads of 64 and
-// two of 128 gain nothing.
+// units enough, and the ring needs Hopper's shared memory and its barriers. Two
+// heads of 64 and two of 128 gain nothing.
 int cta_kv_heads(
     const DecodeParams& p,
     int group,
@@ -196,7 +197,9 @@ DecodeChoice choose_decode_launch(
   // type and up to 8 heads.
   if (l.variant.kv_heads > 1) {
     l.variant.max_stages = 4;
-    l.variant.max_heads = params.head_dim == 64 ? 4 : group <= few ? few : many;
+    if (params.head_dim == 64) {
+      l.variant.max_heads = 4;
+    }
   } else if (!l.variant.convert && l.variant.max_heads == few) {
     const TileShape deep =
         tile_shape(kv_bytes, params.head_dim, 1, few, 3, smem);

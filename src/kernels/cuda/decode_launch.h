@@ -39,14 +39,14 @@ struct TileShape {
   int kv_heads = 0;   // KV heads that a CTA serves, side by side in memory
   int max_heads = 0;  // query heads of one KV head that a CTA serves at most
   int warps = 0;
-  int stages = 0;  // units in a ring
-  int crew = 1;    // warps that share a ring and split its KV heads
+  int stages = 0;      // units in a ring
+  int crew_warps = 1;  // that share a ring and split its KV heads
 
   QUIRE_HD constexpr int crews() const {
-    return warps / crew;
+    return warps / crew_warps;
   }
   QUIRE_HD constexpr int warp_kv_heads() const {
-    return kv_heads / crew;
+    return kv_heads / crew_warps;
   }
   /// Tokens of a unit, the work of one crew at a time: one m16 tile of the
   /// tensor cores, or 8 rows of float32. 16 tokens lie in one block, or in two
@@ -70,7 +70,7 @@ struct TileShape {
   QUIRE_HD constexpr int ring_bytes() const {  // of one crew
     return 2 * unit_len() * row_bytes() * stages;
   }
-  /// Floats between the query heads of a warp's partial output. The tensor
+  /// Floats between the query heads of a crew's partial output. The tensor
   /// cores' lanes write 8 elements of 4 heads at once: 4 floats of padding put
   /// them into 32 different banks.
   QUIRE_HD constexpr int partial_stride() const {

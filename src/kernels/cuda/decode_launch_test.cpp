@@ -51,6 +51,7 @@ TEST_CASE("every kernel fits the shared memory of every GPU generation") {
         for (const int head_dim : kHeadDims) {
           for (int group = 1; group <= 71; ++group) {
             DecodeParams p = llama(4);
+            p.max_blocks_per_seq = group % 2 == 0 ? 512 : 4096;
             p.num_kv_heads = 2;
             p.num_q_heads = 2 * group;
             p.head_dim = head_dim;
@@ -64,6 +65,9 @@ TEST_CASE("every kernel fits the shared memory of every GPU generation") {
             CHECK(c.launch.cta_threads >= 64);
             const DecodeKernelArgs& a = c.launch.args;
             CHECK(a.tile_heads <= c.launch.variant.max_heads);
+            CHECK(
+                (smem_class(cc) == SmemClass::Kb227 ||
+                 c.launch.variant.kv_heads == 1));
             CHECK(a.tile_heads * a.head_tiles >= group);
             CHECK(a.tile_heads * (a.head_tiles - 1) < group);
           }

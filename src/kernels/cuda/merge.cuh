@@ -1,4 +1,4 @@
-// Merging partial attention states: the warps of a CTA, then the CTAs that
+// Merging partial attention states: the crews of a CTA, then the CTAs that
 // share a sequence. The algebra is attention_state.h's, for many states at
 // once; a merged state travels as (o / d, log2-sum-exp).
 #pragma once

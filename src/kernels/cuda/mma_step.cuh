@@ -5,7 +5,8 @@
 
 namespace quire::cuda {
 
-/// One warp's attention state of up to 8 or 16 query heads of each KV head.
+/// One warp's attention state of up to 8 or 16 query heads of each KV head
+/// that it serves.
 ///
 /// K and V are the A operand of m16n8k16, the query heads its 8 columns, so a
 /// group of any size up to 8 costs the same and nothing is repeated. Logits
@@ -21,10 +22,13 @@ class MmaStep {
  public:
   static constexpr int kHeadDim = kShape.head_dim;
 
-  /// `member`: of the warp's crew; its KV heads are those of its number.
+  /// `member`: the warp's place in its crew; it serves the KV heads from
+  /// member * warp_kv_heads() on.
   __device__ __forceinline__ explicit MmaStep(int member)
       : first_chunk_(
-            kShape.crew == 1 ? 0 : member * kShape.warp_kv_heads() * kChunks) {}
+            kShape.crew_warps == 1
+                ? 0
+                : member * kShape.warp_kv_heads() * kHeadChunks) {}
 
   __device__ __forceinline__ void
   load_q(const DecodeKernelArgs& args, int64_t first_row, int group_heads) {
@@ -109,7 +113,8 @@ class MmaStep {
   }
 
   /// Writes the state: o to [num_heads][partial_stride], (maximum, sum) to
-  /// [num_heads], num_heads being group_heads of every KV head.
+  /// [num_heads], num_heads being group_heads of each of its KV
+  /// heads.
   __device__ __forceinline__ void
   store(float* partial, float2* state, int group_heads) {
     const int lane = threadIdx.x % kWarpSize;
@@ -146,7 +151,7 @@ class MmaStep {
   static constexpr int kGroupTiles = (kShape.max_heads + 7) / 8;
   static constexpr int kTiles = kShape.warp_kv_heads() * kGroupTiles;
   static constexpr int kSlices = kHeadDim / 16;
-  static constexpr int kChunks = 2 * kSlices;  // of 16 bytes, of a head's row
+  static constexpr int kHeadChunks = 2 * kSlices;  // of 16 bytes, of a row
   static constexpr int kParts = kConvert ? 2 : 1;
 
   /// Address of 16-byte chunk `even` + `odd` of a row, `odd` in {0, 1}.

@@ -81,11 +81,12 @@ class CrewBarrier {
  public:
   /// All threads of the CTA call it.
   __device__ __forceinline__ explicit CrewBarrier(int crew) {
-    if constexpr (kShape.crew > 1) {
+    if constexpr (kShape.crew_warps > 1) {
       __shared__ uint64_t barriers[kShape.crews()];
       if (threadIdx.x < kShape.crews()) {
         mbarrier_init(
-            smem_address(barriers + threadIdx.x), kShape.crew * kWarpSize);
+            smem_address(barriers + threadIdx.x),
+            kShape.crew_warps * kWarpSize);
       }
       __syncthreads();
       barrier_ = smem_address(barriers + crew);
@@ -93,13 +94,13 @@ class CrewBarrier {
   }
 
   __device__ __forceinline__ void meet() {
-    __syncwarp();
-    if constexpr (kShape.crew > 1) {
+    if constexpr (kShape.crew_warps > 1) {
       // Every lane arrives: racecheck does not see that one arrives for all.
       mbarrier_arrive(barrier_);
       mbarrier_wait(barrier_, phase_);
       phase_ ^= 1;
     }
+    __syncwarp();
   }
 
  private:
@@ -299,8 +300,8 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
   }
 
   const int warp = threadIdx.x / kWarpSize;
-  const int crew = warp / kShape.crew;
-  const int member = warp % kShape.crew;
+  const int crew = warp / kShape.crew_warps;
+  const int member = warp % kShape.crew_warps;
   const int lane = threadIdx.x % kWarpSize;
   const int heads = args.range_ctas.divisor;
   const int num_ranges = args.num_ranges.divisor;
@@ -309,9 +310,9 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
     head = cluster_id();
     range = cluster_rank();
   } else {
-    const int row = args.range_ctas.quotient(blockIdx.x);
-    head = blockIdx.x - row * heads;
-    range = num_ranges - 1 - row;
+    const int turned_range = args.range_ctas.quotient(blockIdx.x);
+    head = blockIdx.x - turned_range * heads;
+    range = num_ranges - 1 - turned_range;
   }
   int kv_head = head * kShape.kv_heads;
   int first_head = 0;  // of the group
@@ -356,7 +357,7 @@ __device__ __forceinline__ void paged_decode(const DecodeKernelArgs& args) {
   }
   const int64_t q_row_bytes =
       static_cast<int64_t>(kHeadDim) * (args.q_dtype == DType::Float32 ? 4 : 2);
-  const int q_line = lane * 128;
+  const int q_line = (member * kWarpSize + lane) * 128;
   TileLoader<kShape, !kCluster> loader(
       args,
       segment,
@@ -517,7 +518,11 @@ __global__ void __launch_bounds__(
 #if defined(__CUDA_ARCH__)
   constexpr TileShape kShape =
       kTile<T, kHeadDim, kKvHeads, kMaxHeads, kMaxStages, kThisSmemClass>;
-  if constexpr (kShape.warps > 0) {
+  // Crews meet at barriers that Hopper brought; no host launches them
+  // elsewhere.
+  if constexpr (
+      kShape.warps > 0 &&
+      (kShape.crew_warps == 1 || kThisSmemClass == SmemClass::Kb227)) {
     paged_decode<T, kShape, kConvert, kCluster>(args);
   }
 #endif

@@ -396,6 +396,37 @@ TEST_CASE("long ranges of permuted blocks agree in every kernel") {
   }
 }
 
+// One sequence and several, whole ranges and parts of a sequence that are
+// merged by mail; blocks of half a unit.
+TEST_CASE("two warps that share a ring agree") {
+  if (!have_device()) {
+    return;
+  }
+  for (const DType dtype : {DType::Float16, DType::BFloat16}) {
+    for (const int block_size : {8, 64}) {
+      for (const std::vector<int>& lens :
+           {std::vector<int>{9001}, {5003, 0, 700, 17, 3057}}) {
+        const DecodeCase c = {
+            .q_dtype = dtype,
+            .kv_dtype = dtype,
+            .num_q_heads = 52,
+            .num_kv_heads = 4,
+            .head_dim = 96,
+            .block_size = block_size,
+            .seq_lens = lens};
+        DecodeInputs inputs(c, kNaN);
+        const std::vector<double> reference = reference_of(inputs);
+        for (const int num_sms : {1, 2, 4}) {
+          const DecodeVariant v =
+              check_step(c, inputs, reference, {0, true, num_sms});
+          CHECK(v.kv_heads == 2);
+          CHECK(v.max_heads == 16);
+        }
+      }
+    }
+  }
+}
+
 // The same tokens in other blocks: block i has become the i-th last.
 DecodeInputs in_other_blocks(DecodeInputs inputs) {
   const std::int32_t num_blocks = inputs.args().params.num_blocks;

@@ -37,7 +37,7 @@ struct LengthBatch {
     }
   }
 
-  __device__ __forceinline__ int first(const DecodeKernelArgs& args) const {
+  __device__ __forceinline__ int of_lane(const DecodeKernelArgs& args) const {
     return usable_len(args, seq_len_[0]);
   }
   template <int kUnitLen>
@@ -100,7 +100,7 @@ __device__ __forceinline__ Segment find_range(
   segment.left = min(share, total - begin);
   segment.position = begin;
   int before = 0;
-  int len = lens.first(args);
+  int len = lens.of_lane(args);
   for (int base = 0;; base += kWarpSize) {
     if (base > 0) {
       const int s = base + lane;
@@ -181,8 +181,8 @@ class TileLoader {
     }
   }
 
-  /// Starts the copy of the warp's next unit into ring slot `slot`; an empty
-  /// group where none is left, so that group counts stay in step.
+  /// Starts the warp's copy of the crew's next unit into ring slot `slot`; an
+  /// empty group where none is left, so that group counts stay in step.
   __device__ __forceinline__ void issue(int slot) {
     if (segment_.valid()) {
       if (used_ == kWarpSize >> two_blocks_) {
@@ -206,9 +206,9 @@ class TileLoader {
   // fetched whole, it is there when the neighbouring CTA asks.
   static constexpr bool kWholeLines = kChunks % 8 != 0;
   static_assert(kUnitLen * kChunks % kWarpSize == 0);
-  static_assert(kShape.crew <= 2);
+  static_assert(kShape.crew_warps <= 2);
 
-  /// Block ids of the warp's units from `unit` on, one a lane (or two lanes a
+  /// Block ids of the crew's units from `unit` on, one a lane (or two lanes a
   /// unit). Ids past the row's end are never asked for; ids past the
   /// sequence's end are read but not followed.
   __device__ __forceinline__ int load_ids(int seq_idx, int unit) const {
@@ -280,8 +280,8 @@ class TileLoader {
     }
     const uint32_t base = ring_ + slot * 2 * kHalfBytes;
 #pragma unroll
-    for (int i = 0; i < 2 / kShape.crew; ++i) {
-      const int half = kShape.crew == 1 ? i : member_;
+    for (int i = 0; i < 2 / kShape.crew_warps; ++i) {
+      const int half = kShape.crew_warps == 1 ? i : member_;
       const char* const source = half == 0 ? k_ : v_;
 #pragma unroll
       for (int j = 0; j < kCopies; ++j) {
