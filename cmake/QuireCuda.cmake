@@ -5,7 +5,8 @@ if(NOT QUIRE_WITH_CUDA)
 endif()
 include(CheckLanguage)
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  # A100, RTX 30 and 40, H100 and H200; newer ones compile the last at start.
+  # A100, RTX 30 and 40, H100 and H200; newer ones compile the last at
+  # start, which 12.x has too little shared memory for.
   set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 90)
 endif()
 check_language(CUDA)

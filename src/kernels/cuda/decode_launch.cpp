@@ -18,8 +18,8 @@ bool known_head_dim(int head_dim) {
          std::end(kHeadDims);
 }
 
-// Units of a CTA below which it serves one KV head: 16 a warp, 32 a
-// crew of two.
+// Units of a CTA below which it serves one KV head: 16 a warp, 32 a crew of
+// two.
 constexpr int kMinUnits = 128;
 
 // Why the kernels do not serve a case; empty when they do.

@@ -77,31 +77,20 @@ TEST_CASE("every kernel fits the shared memory of every GPU generation") {
   }
 }
 
-// As on a GPU of compute capability 12.0 that compiles the code for 9.0 itself.
-TEST_CASE("code for more shared memory than there is never runs") {
-  DeviceLimits limits = limits_of(120);
-  limits.compute_capability = 90;
-  int served = 0;
+TEST_CASE("a tile that does not fit is a reason") {
+  DeviceLimits limits = limits_of(90);
+  // What a driver might grant, or has a GPU of compute capability 12.0, which
+  // compiles the code for 9.0 itself.
+  limits.smem_per_cta_bytes = 99 * 1024;
   for (const int head_dim : kHeadDims) {
-    for (const int num_seqs : {1, 64}) {
+    for (const int num_seqs : {1, 4, 64}) {
       DecodeParams p = llama(num_seqs);
       p.head_dim = head_dim;
       const DecodeChoice c =
           choose_decode_launch(p, DType::Float16, DType::Float16, limits);
-      const bool fits = c.launch.smem_bytes <= limits.smem_per_cta_bytes;
-      CHECK(static_cast<bool>(c) == fits);
-      served += c ? 1 : 0;
+      CHECK(std::string(c.reason).find("shared memory") != std::string::npos);
     }
   }
-  CHECK(served == 0);
-}
-
-TEST_CASE("a tile that does not fit is a reason") {
-  DeviceLimits limits = limits_of(90);
-  limits.smem_per_cta_bytes = 99 * 1024;  // what a driver might grant
-  const DecodeChoice c =
-      choose_decode_launch(llama(4), DType::Float16, DType::Float16, limits);
-  CHECK(std::string(c.reason).find("shared memory") != std::string::npos);
 }
 
 TEST_CASE("what the kernels do not serve has a reason") {

@@ -25,10 +25,7 @@ class MmaStep {
   /// `member`: the warp's place in its crew; it serves the KV heads from
   /// member * warp_kv_heads() on.
   __device__ __forceinline__ explicit MmaStep(int member)
-      : first_chunk_(
-            kShape.crew_warps == 1
-                ? 0
-                : member * kShape.warp_kv_heads() * kHeadChunks) {}
+      : first_chunk_(member * kShape.warp_kv_heads() * kHeadChunks) {}
 
   __device__ __forceinline__ void
   load_q(const DecodeKernelArgs& args, int64_t first_row, int group_heads) {
@@ -113,8 +110,8 @@ class MmaStep {
   }
 
   /// Writes the state: o to [num_heads][partial_stride], (maximum, sum) to
-  /// [num_heads], num_heads being group_heads of each of its KV
-  /// heads.
+  /// [num_heads], num_heads being group_heads of each KV head that
+  /// it serves.
   __device__ __forceinline__ void
   store(float* partial, float2* state, int group_heads) {
     const int lane = threadIdx.x % kWarpSize;
@@ -151,7 +148,7 @@ class MmaStep {
   static constexpr int kGroupTiles = (kShape.max_heads + 7) / 8;
   static constexpr int kTiles = kShape.warp_kv_heads() * kGroupTiles;
   static constexpr int kSlices = kHeadDim / 16;
-  static constexpr int kHeadChunks = 2 * kSlices;  // of 16 bytes, of a row
+  static constexpr int kHeadChunks = 2 * kSlices;  // of a head's row
   static constexpr int kParts = kConvert ? 2 : 1;
 
   /// Address of 16-byte chunk `even` + `odd` of a row, `odd` in {0, 1}.

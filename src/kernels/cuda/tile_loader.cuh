@@ -281,7 +281,7 @@ class TileLoader {
     const uint32_t base = ring_ + slot * 2 * kHalfBytes;
 #pragma unroll
     for (int i = 0; i < 2 / kShape.crew_warps; ++i) {
-      const int half = kShape.crew_warps == 1 ? i : member_;
+      const int half = i + member_;  // K or V
       const char* const source = half == 0 ? k_ : v_;
 #pragma unroll
       for (int j = 0; j < kCopies; ++j) {
